@@ -1,0 +1,88 @@
+"""What a MODEL argument means: a run directory, an exported file, or the newest run. No torch here."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeda.errors import InputError
+
+log = logging.getLogger(__name__)
+
+RUNS = Path("runs")
+RECIPE, SUMMARY, METRICS, CHECKPOINT = "recipe.yaml", "summary.json", "metrics.jsonl", "checkpoint"
+ROLES = ("student", "teacher", "source_only")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The hand-over from training to everything after it."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's own name: what exports quote instead of a local path."""
+        return self.path.resolve().name
+
+    def weights(self, role: str = "student") -> Path:
+        """Where the weights of `student`, `teacher` or `source_only` are."""
+        return self.path / f"{role}.safetensors"
+
+    @property
+    def exports(self) -> Path:
+        """Folder of exported models."""
+        return self.path / "exports"
+
+    def summary(self) -> dict[str, Any]:
+        """The parsed summary.json; InputError when the run is not finished."""
+        path = self.path / SUMMARY
+        if not path.is_file():
+            hint = f"; finish it with: edgeda adapt --out {self.path} --resume" if (self.path / RECIPE).is_file() else ""
+            raise InputError(f"the run {self.path} has no {SUMMARY}: it has not finished{hint}")
+        try:
+            parsed = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON: {error}") from error
+        if not isinstance(parsed, dict):
+            raise InputError(f"{path} is not a JSON object")
+        return parsed
+
+
+def newest_run(root: Path = RUNS) -> RunDirectory:
+    """The run under `root` that finished last; it is named on the log."""
+    finished = [path for path in root.glob(f"*/{SUMMARY}") if path.is_file()] if root.is_dir() else []
+    if not finished:
+        raise InputError(f"no MODEL given and no finished run under ./{root}; run `edgeda adapt` first, or name a model")
+    run = max(finished, key=lambda path: (path.stat().st_mtime, str(path))).parent
+    log.info("no MODEL given: taking the newest run, %s", run)
+    return RunDirectory(run)
+
+
+def find_model(model: str | None) -> RunDirectory | Path:
+    """A run directory, or the path of an exported model file or OpenVINO folder."""
+    if model is None:
+        return newest_run()
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if (path / RECIPE).is_file() or (path / SUMMARY).is_file():
+            return RunDirectory(path)
+        if sorted(path.glob("*.xml")):
+            return path
+        raise InputError(f"{path} is a folder, but neither a run directory (no {RECIPE}) nor an OpenVINO model (no .xml)")
+    if path.is_file():
+        if path.suffix.lower() in (".onnx", ".xml"):
+            return path
+        raise InputError(f"{path} is not a model edgeda opens; give a run directory, a .onnx file or an OpenVINO folder")
+    raise InputError(f"no such model: {model}")
+
+
+def find_run(model: str | None) -> RunDirectory:
+    """A run directory; InputError for anything else."""
+    found = find_model(model)
+    if not isinstance(found, RunDirectory):
+        raise InputError(f"{found} is an exported model; this command needs the run directory it came from")
+    return found

@@ -1,0 +1,218 @@
+"""Networks: a timm backbone, an optional bottleneck and a linear head; saved with their shapes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from edgeda.errors import InputError, did_you_mean
+from edgeda.runtime.preprocessing import Preprocessing
+
+log = logging.getLogger(__name__)
+
+ALIASES = {"r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101", "r152": "resnet152"}
+METADATA_KEY = "edgeda"
+
+
+class Output(NamedTuple):
+    """What a network says of a batch: `features` `(B, D)` before the head, `logits` `(B, C)`."""
+
+    features: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What it takes to build a network again: timm name, number of classes, bottleneck width (0: none)."""
+
+    backbone: str
+    classes: int
+    bottleneck: int = 0
+
+
+@dataclass(frozen=True)
+class NetworkCard:
+    """What travels with saved weights."""
+
+    architecture: Architecture
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    role: str = "student"
+
+
+class Network(nn.Module):
+    """Backbone -> global pooling -> [Linear, BatchNorm, ReLU] -> linear head.
+
+    `forward` takes images `(B, 3, H, W)`, normalized, and returns `Output`.
+    """
+
+    def __init__(self, architecture: Architecture, backbone: nn.Module, width: int) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.backbone = backbone
+        self.bottleneck: nn.Module = nn.Identity()
+        if architecture.bottleneck:
+            neck = architecture.bottleneck
+            self.bottleneck = nn.Sequential(nn.Linear(width, neck), nn.BatchNorm1d(neck), nn.ReLU())
+            width = neck
+        self.feature_width = width
+        self.head = nn.Linear(width, architecture.classes)
+
+    def forward(self, images: Tensor) -> Output:
+        """Features and logits of a batch."""
+        features = self.bottleneck(self.backbone(images))
+        return Output(features, self.head(features))
+
+    def new_parameters(self) -> Iterator[nn.Parameter]:
+        """Bottleneck and head: the layers that no pretrained weights exist for."""
+        yield from self.bottleneck.parameters()
+        yield from self.head.parameters()
+
+
+class LogitsOnly(nn.Module):
+    """A network as deployed: images `(B, 3, H, W)` to logits `(B, C)`."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch."""
+        output: Output = self.network(images)
+        return output.logits
+
+
+def backbone_name(name: str) -> str:
+    """The timm name of `name` or of its alias; InputError with the nearest known name otherwise."""
+    resolved = ALIASES.get(name.lower(), name)
+    if not timm.is_model(resolved.split(".")[0]):
+        near = timm.list_models(f"*{resolved[:6]}*") or timm.list_models("resnet*")
+        hint = did_you_mean(name, [*ALIASES, *near]).split("; known")[0]
+        raise InputError(f"unknown backbone '{name}'{hint}; any timm name works, and {', '.join(ALIASES)}")
+    return resolved
+
+
+def build_network(architecture: Architecture, pretrained: str = "none") -> tuple[Network, str]:
+    """A network, and where its weights come from in words.
+
+    `pretrained` is `auto` (timm's weights when they can be had, else from scratch), `none`, or a
+    local file: a timm or torchvision checkpoint (.safetensors or .pth) or one saved by edgeda.
+    """
+    name = backbone_name(architecture.backbone)
+    if pretrained == "none":
+        backbone, origin = _create(name, False), "from scratch"
+    elif pretrained == "auto":
+        backbone, origin = _pretrained_or_scratch(name)
+    else:
+        backbone = _create(name, False)
+        origin = _load_backbone(backbone, Path(pretrained).expanduser())
+    width = getattr(backbone, "num_features", None)
+    if not isinstance(width, int):
+        raise InputError(f"backbone '{name}' does not say how wide its features are; choose another")
+    return Network(Architecture(name, architecture.classes, architecture.bottleneck), backbone, width), origin
+
+
+def _create(name: str, pretrained: bool) -> nn.Module:
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    return model
+
+
+def _pretrained_or_scratch(name: str) -> tuple[nn.Module, str]:
+    if not (timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).has_weights:
+        return _create(name, False), "from scratch (timm has no weights for it)"
+    try:
+        return _create(name, True), "pretrained (timm)"
+    except Exception as error:  # noqa: BLE001 - every client and mirror fails in its own way
+        reason = (str(error).split("\n") or [""])[0][:120] or type(error).__name__
+        log.warning("no pretrained weights for %s could be had (%s): training starts from scratch", name, reason)
+        return _create(name, False), "from scratch (pretrained weights could not be had)"
+
+
+def _load_backbone(backbone: nn.Module, path: Path) -> str:
+    state = _read_weights(path)
+    state = {key.removeprefix("module.").removeprefix("backbone."): value for key, value in state.items()}
+    wanted = backbone.state_dict()
+    fits = {key: value for key, value in state.items() if key in wanted and value.shape == wanted[key].shape}
+    missing = [key for key in wanted if key not in fits and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise InputError(
+            f"{path} does not hold this backbone: {len(missing)} of {len(wanted)} tensors are missing or of "
+            f"another shape, the first is '{missing[0]}'"
+        )
+    backbone.load_state_dict(fits, strict=False)
+    return f"pretrained ({path.name})"
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"no such weights file: {path}; use 'auto', 'none' or a .safetensors or .pth file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).split("\n")[0][:160]
+        raise InputError(f"cannot read weights from {path}: {reason}") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} holds no state dict of tensors")
+    return dict(state)
+
+
+def parameters_m(network: nn.Module) -> float:
+    """Parameters in millions."""
+    return sum(parameter.numel() for parameter in network.parameters()) / 1e6
+
+
+def save_network(path: Path, state: Mapping[str, Tensor], card: NetworkCard) -> None:
+    """Weights as safetensors, with architecture, class names and preprocessing as metadata."""
+    described = {
+        "architecture": asdict(card.architecture),
+        "classes": list(card.classes),
+        "preprocessing": card.preprocessing.to_dict(),
+        "role": card.role,
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    temporary = path.with_name(path.name + ".part")
+    save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(described, sort_keys=True)})
+    temporary.replace(path)
+
+
+def read_card(path: Path) -> NetworkCard:
+    """The metadata of saved weights, without reading the weights."""
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            text = (opened.metadata() or {}).get(METADATA_KEY)
+        described: dict[str, Any] = json.loads(text) if text else {}
+        return NetworkCard(
+            Architecture(**described["architecture"]),
+            tuple(described["classes"]),
+            Preprocessing.from_dict(described["preprocessing"]),
+            described["role"],
+        )
+    except (SafetensorError, OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a network saved by edgeda ({type(error).__name__}: {error})") from error
+
+
+def load_network(path: Path) -> tuple[Network, NetworkCard]:
+    """A saved network in eval mode, and its card."""
+    card = read_card(path)
+    network, _ = build_network(card.architecture)
+    try:
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"the weights in {path} do not fit their own description: {reason}") from error
+    return network.eval(), card

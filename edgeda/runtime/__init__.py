@@ -1,0 +1,1 @@
+"""What leaves the workshop: classify images with an exported model. numpy and Pillow, never torch."""

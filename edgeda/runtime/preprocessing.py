@@ -1,0 +1,113 @@
+"""From an image to the tensor the network was trained on: the only place that defines it.
+
+Training, evaluation, export checks and the deployed runtime all call `square_pixels`, so a camera
+sees the same pixels as the training set did. Two geometries:
+
+    squash   the whole image, resized to `size` x `size`; proportions change, nothing is cut off
+    crop     the shorter side resized to round(size / crop_pct), the central square of that, then
+             the central `size` x `size` (the usual ImageNet evaluation)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgeda.errors import InputError
+
+Pixels = NDArray[np.uint8]
+
+RESIZE_MODES = ("crop", "squash")
+_KINDS_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Geometry and normalization of a network's input.
+
+    `mean` and `std` are per RGB channel on pixels scaled to [0, 1]. The network's input is
+    float32 NCHW, `(pixel / 255 - mean) / std`.
+    """
+
+    size: int
+    resize: str = "crop"
+    crop_pct: float = 0.875
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @property
+    def stored_size(self) -> int:
+        """Side of the square kept before the final central crop."""
+        return self.size if self.resize == "squash" else max(self.size, round(self.size / self.crop_pct))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = asdict(self)
+        return {**values, "mean": list(self.mean), "std": list(self.std), "channels": "RGB"}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of `to_dict`; raises InputError when a value is missing or absurd."""
+        try:
+            mean = tuple(float(v) for v in values["mean"])
+            std = tuple(float(v) for v in values["std"])
+            made = cls(int(values["size"]), str(values["resize"]), float(values["crop_pct"]), mean, std)  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"the model's preprocessing cannot be read: {error!r}") from error
+        if made.resize not in RESIZE_MODES or not 1 <= made.size <= 8192 or not 0.1 <= made.crop_pct <= 1:
+            raise InputError(f"the model's preprocessing is not one edgeda knows: {dict(values)}")
+        if len(made.mean) != 3 or len(made.std) != 3 or min(made.std) <= 0:
+            raise InputError("the model's preprocessing needs three means and three positive standard deviations")
+        return made
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode as 8-bit RGB: 16-bit greys are scaled (not clipped), transparency lies on black."""
+    if image.mode in _KINDS_16_BIT:
+        wide = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((np.clip(wide, 0, 65535) // 257).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        backdrop = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(backdrop, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def square_pixels(image: Image.Image | Pixels, preprocessing: Preprocessing) -> Pixels:
+    """The stored square of an image: uint8 RGB `(S, S, 3)` with S = `preprocessing.stored_size`."""
+    picture = to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
+    side = preprocessing.stored_size
+    width, height = picture.size
+    if preprocessing.resize == "crop":
+        short = min(width, height)
+        left, top = (width - short) / 2, (height - short) / 2
+        box = (left, top, left + short, top + short)
+        picture = picture.resize((side, side), Image.Resampling.BILINEAR, box=box)
+    elif picture.size != (side, side):
+        picture = picture.resize((side, side), Image.Resampling.BILINEAR)
+    return np.asarray(picture, dtype=np.uint8)
+
+
+def central_crop(squares: Pixels, preprocessing: Preprocessing) -> Pixels:
+    """The central `size` x `size` of stored squares `(..., S, S, 3)`."""
+    offset = (preprocessing.stored_size - preprocessing.size) // 2
+    stop = offset + preprocessing.size
+    return squares[..., offset:stop, offset:stop, :]
+
+
+def normalize(images: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Images uint8 `(B, size, size, 3)` to the network's float32 input `(B, 3, size, size)`."""
+    scale = 1.0 / (255.0 * np.asarray(preprocessing.std, np.float32))
+    shift = np.asarray(preprocessing.mean, np.float32) / np.asarray(preprocessing.std, np.float32)
+    batch = images.astype(np.float32) * scale.astype(np.float32) - shift
+    return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+
+
+def network_input(squares: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Stored squares uint8 `(B, S, S, 3)` to the float32 input `(B, 3, size, size)`."""
+    return normalize(central_crop(squares, preprocessing), preprocessing)
