@@ -41,7 +41,9 @@ class RunDirectory:
         """The parsed summary.json; InputError when the run is not finished."""
         path = self.path / SUMMARY
         if not path.is_file():
-            hint = f"; finish it with: edgeda adapt --out {self.path} --resume" if (self.path / RECIPE).is_file() else ""
+            hint = (
+                f"; finish it with: edgeda adapt --out {self.path} --resume" if (self.path / RECIPE).is_file() else ""
+            )
             raise InputError(f"the run {self.path} has no {SUMMARY}: it has not finished{hint}")
         try:
             parsed = json.loads(path.read_text(encoding="utf-8"))
@@ -56,7 +58,9 @@ def newest_run(root: Path = RUNS) -> RunDirectory:
     """The run under `root` that finished last; it is named on the log."""
     finished = [path for path in root.glob(f"*/{SUMMARY}") if path.is_file()] if root.is_dir() else []
     if not finished:
-        raise InputError(f"no MODEL given and no finished run under ./{root}; run `edgeda adapt` first, or name a model")
+        raise InputError(
+            f"no MODEL given and no finished run under ./{root}; run `edgeda adapt` first, or name a model"
+        )
     run = max(finished, key=lambda path: (path.stat().st_mtime, str(path))).parent
     log.info("no MODEL given: taking the newest run, %s", run)
     return RunDirectory(run)
@@ -72,11 +76,15 @@ def find_model(model: str | None) -> RunDirectory | Path:
             return RunDirectory(path)
         if sorted(path.glob("*.xml")):
             return path
-        raise InputError(f"{path} is a folder, but neither a run directory (no {RECIPE}) nor an OpenVINO model (no .xml)")
+        raise InputError(
+            f"{path} is a folder, but neither a run directory (no {RECIPE}) nor an OpenVINO model (no .xml)"
+        )
     if path.is_file():
         if path.suffix.lower() in (".onnx", ".xml"):
             return path
-        raise InputError(f"{path} is not a model edgeda opens; give a run directory, a .onnx file or an OpenVINO folder")
+        raise InputError(
+            f"{path} is not a model edgeda opens; give a run directory, a .onnx file or an OpenVINO folder"
+        )
     raise InputError(f"no such model: {model}")
 
 

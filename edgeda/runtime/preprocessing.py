@@ -10,13 +10,15 @@ sees the same pixels as the training set did. Two geometries:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from edgeda.errors import InputError
 
@@ -64,6 +66,27 @@ class Preprocessing:
         if len(made.mean) != 3 or len(made.std) != 3 or min(made.std) <= 0:
             raise InputError("the model's preprocessing needs three means and three positive standard deviations")
         return made
+
+
+def open_image(path: Path) -> Image.Image:
+    """A whole decoded image file, turned upright by its EXIF orientation.
+
+    Raises InputError for what is missing, empty, truncated, absurdly large or not an image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            with Image.open(path) as opened:
+                opened.load()
+                return ImageOps.exif_transpose(opened)
+    except FileNotFoundError as error:
+        raise InputError(f"no such image: {path}") from error
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombWarning) as error:
+        reason = "empty file" if path.is_file() and path.stat().st_size == 0 else " ".join(str(error).split())[:120]
+        raise InputError(f"cannot read image {path}: {reason}") from error
+    except Exception as error:
+        raise InputError(f"cannot read image {path}: {type(error).__name__}: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,272 @@
+"""`edgeda adapt`: from a recipe to a finished run directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from edgeda import __version__
+from edgeda.artifacts import CHECKPOINT, METRICS, RECIPE, ROLES, RUNS, SUMMARY, RunDirectory
+from edgeda.data import Domains, load_domains
+from edgeda.data.batches import PairedBatches
+from edgeda.errors import InputError, from_os_error
+from edgeda.inference import predict_logits
+from edgeda.methods import Stage, Workshop, stages
+from edgeda.models import Architecture, Network, NetworkCard, backbone_name, build_network, save_network
+from edgeda.precision import FABRIC, resolve_device, resolve_precision
+from edgeda.profiling.complexity import torch_complexity
+from edgeda.profiling.machine import machine
+from edgeda.recipe import Recipe, load_recipe, parse_set
+from edgeda.selection import judge
+from edgeda.train import Fit, Record, Watcher, default_threads
+
+log = logging.getLogger(__name__)
+
+OURS = (RECIPE, SUMMARY, METRICS, "report.html", *(f"{role}.safetensors" for role in ROLES))
+OUR_FOLDERS = (CHECKPOINT, "plots", "exports")
+
+
+def adapt(recipe: Recipe, out: Path | None, watcher: Watcher, resume: bool = False, overwrite: bool = False) -> Record:
+    """Run a recipe and return what summary.json holds.
+
+    Raises InputError for wrong input (nothing is written), Diverged and Interrupted with the last good
+    state kept for `resume`.
+    """
+    recipe = resolve(recipe)
+    planned = stages(recipe)
+    run = RunDirectory(_claim(out, recipe, resume, overwrite))
+    data = load_domains(recipe.data)
+    try:
+        if not resume:
+            _clear(run.path)
+        run.path.mkdir(parents=True, exist_ok=True)
+        _write(run.path / RECIPE, recipe.to_yaml())
+        return _train(recipe, planned, run, data, watcher, resume)
+    except OSError as error:
+        raise from_os_error(error, f"writing the run {run.path}") from error
+
+
+def adapt_recipe(
+    recipe: str | None, options: dict[str, Any], pairs: list[str], out: Path | None, resume: bool
+) -> Recipe:
+    """The recipe that a command line means: `--recipe`, then its options, then `--set key=value` pairs.
+
+    Without a recipe it is `digits` when no data is named and `default` otherwise. To resume, it is the
+    run's own; InputError when what is asked for now differs from it.
+    """
+    overrides = {**options, **parse_set(pairs)}
+    if resume:
+        return _recipe_to_resume(out, recipe, overrides)
+    own_data = "data.source" in overrides or "data.target" in overrides
+    if own_data and recipe is None:
+        for key, flag in (("data.source", "--source"), ("data.target", "--target")):
+            if key not in overrides:
+                raise InputError(f"{flag} is missing; give both --source and --target, or neither for built-in images")
+    return load_recipe(recipe or ("default" if own_data else "digits"), overrides)
+
+
+def _recipe_to_resume(out: Path | None, recipe: str | None, overrides: dict[str, Any]) -> Recipe:
+    if out is None:
+        raise InputError("--resume needs --out, the run directory to go on with")
+    if not (out / RECIPE).is_file():
+        raise InputError(f"nothing to resume in {out}: it has no {RECIPE}")
+    saved = load_recipe(str(out / RECIPE))
+    asked = load_recipe(recipe or str(out / RECIPE), overrides)
+    resolved = resolve(asked)
+    for key, was, now in _differences(saved.model_dump(mode="json"), resolved.model_dump(mode="json")):
+        raise InputError(f"the run in {out} has another recipe: its {key} is {was}, now {now} was asked for")
+    return saved
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with everything decided that `auto` left open."""
+    threads = recipe.train.threads or default_threads()
+    torch.set_num_threads(threads)
+    networks = {
+        role: network.model_copy(update={"backbone": backbone_name(network.backbone)})
+        for role, network in (("teacher", recipe.teacher), ("student", recipe.student))
+    }
+    device = resolve_device(recipe.train.device)
+    largest = Architecture(networks["teacher"].backbone, 10)
+    precision = resolve_precision(recipe.train.precision, device, largest, recipe.data.input_size)
+    train = recipe.train.model_copy(update={"threads": threads, "device": device, "precision": precision})
+    return recipe.model_copy(update={**networks, "train": train})
+
+
+def _claim(out: Path | None, recipe: Recipe, resume: bool, overwrite: bool) -> Path:
+    """The run's folder; refuses one that holds something which was not asked to be replaced."""
+    if out is None:
+        taken = [path.name for path in RUNS.iterdir()] if RUNS.is_dir() else []
+        number = next(n for n in range(1, len(taken) + 2) if f"{recipe.name}-{n}" not in taken)
+        return RUNS / f"{recipe.name}-{number}"
+    if resume:
+        return out
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / RECIPE).is_file():
+            raise InputError(f"--out {out} is not empty and not a run directory; choose another folder")
+        if not overwrite:
+            raise InputError(f"the run {out} exists already; add --resume to go on, --overwrite to start again")
+    return out
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier run's own files, nothing else."""
+    for name in OURS:
+        (folder / name).unlink(missing_ok=True)
+    for name in OUR_FOLDERS:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+
+
+def _train(
+    recipe: Recipe, planned: list[Stage], run: RunDirectory, data: Domains, watcher: Watcher, resume: bool
+) -> Record:
+    fabric = Fabric(accelerator=recipe.train.device, devices=1, precision=FABRIC[recipe.train.precision])  # type: ignore[arg-type]
+    torch.manual_seed(recipe.train.seed)
+    networks, origins = _networks(recipe, planned, len(data.classes))
+    set_up = {role: fabric.setup_module(network) for role, network in networks.items()}
+    workshop = Workshop(fabric, recipe, set_up)
+    batches = PairedBatches(
+        data.source, data.target, recipe.data.preprocessing, recipe.data.augment,
+        recipe.train.batch_size, recipe.train.seed, fabric.device,
+    )  # fmt: skip
+    fit = Fit(workshop, planned, batches, data, run.path, watcher, _fingerprint(recipe, data))
+    fit.run(resume)
+    return _finish(recipe, run, data, networks, fit, origins)
+
+
+def _networks(recipe: Recipe, planned: list[Stage], classes: int) -> tuple[dict[str, Network], dict[str, str]]:
+    """The networks of every role that is trained; the source-only student starts as the student does."""
+    roles = {role for stage in planned for role in stage.roles}
+    networks: dict[str, Network] = {}
+    origins: dict[str, str] = {}
+    for role in (role for role in ("teacher", "student", "source_only") if role in roles):
+        part = recipe.teacher if role == "teacher" else recipe.student
+        if role == "source_only" and "student" in networks:
+            network, _ = build_network(networks["student"].architecture)
+            network.load_state_dict(networks["student"].state_dict())
+            origins[role] = origins["student"]
+        else:
+            architecture = Architecture(part.backbone, classes, part.bottleneck)
+            network, origins[role] = build_network(architecture, part.pretrained)
+        networks[role] = network.to(memory_format=torch.channels_last)
+    return networks, origins
+
+
+def _finish(
+    recipe: Recipe, run: RunDirectory, data: Domains, networks: dict[str, Network], fit: Fit, origins: dict[str, str]
+) -> Record:
+    """Save the selected weights, judge them without target labels and write the summary."""
+    if "student" not in fit.best:
+        fit.best["student"], networks["student"] = fit.best["source_only"], networks["source_only"]
+    logits: dict[str, Tensor] = {}
+    for role, best in fit.best.items():
+        network = networks[role]
+        card = NetworkCard(network.architecture, data.classes, recipe.data.preprocessing, role)
+        save_network(run.weights(role), best["weights"], card)
+        network.load_state_dict(best["weights"])
+        logits[role] = predict_logits(network, data.target.squares, recipe.data.preprocessing)
+    selected = {role: best["record"] for role, best in fit.best.items()}
+    verdict = judge(
+        logits["student"], logits["source_only"], logits.get("teacher"),
+        selected["student"]["source_accuracy"], selected["source_only"]["source_accuracy"],
+    )  # fmt: skip
+    summary: Record = {
+        "edgeda": __version__,
+        "method": recipe.method,
+        "alignment": list(recipe.adapt.alignment) if "teacher" in fit.best else None,
+        "teacher": recipe.teacher.backbone if "teacher" in fit.best else None,
+        "student": recipe.student.backbone,
+        "weights_from": origins,
+        "source": recipe.data.source,
+        "target": recipe.data.target,
+        "target_test": recipe.data.target_test,
+        "classes": list(data.classes),
+        "images": {
+            "source": len(data.source),
+            "target": len(data.target),
+            "target_test": len(data.target_test) if data.target_test else 0,
+        },
+        "skipped": data.skipped,
+        "seed": recipe.train.seed,
+        "epochs": recipe.train.epochs,
+        "precision": recipe.train.precision,
+        "machine": machine(),
+        "wall_s": round(fit.seconds, 1),
+        "pairs_per_s": round(fit.pairs / max(fit.seconds, 1e-9), 2),
+        "peak_memory_mb": _peak_memory_mb(),
+        "selection": {"rule": recipe.select.rule, "epoch": selected["student"]["epoch"]},
+        "accuracy": {role: _accuracies(role, fit) for role in ROLES},
+        "accuracy_source_images": "held out" if data.source_test is not data.source else "training images",
+        "verdict": verdict.to_dict(),
+        "complexity": {
+            role: _complexity(networks[role], recipe) for role in ("teacher", "student") if role in networks
+        },
+    }
+    _write(run.path / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return {"run": str(run.path), **summary}
+
+
+def _accuracies(role: str, fit: Fit) -> Record:
+    """`last`, `selected` and `oracle` on target-test, in percent; null without labels. Source of the selected epoch."""
+    if role not in fit.best:
+        return {"target": {"last": None, "selected": None, "oracle": None}, "source": None}
+    chosen = fit.best[role]["record"]
+    trained_as = chosen["role"]
+    epochs = [line["networks"][trained_as] for line in fit.history if line["stage"] == chosen["stage"]]
+    on_target = [epoch["target_accuracy"] for epoch in epochs]
+    known = None not in on_target
+    return {
+        "target": {
+            "last": round(on_target[-1], 2) if known else None,
+            "selected": round(chosen["target_accuracy"], 2) if known else None,
+            "oracle": round(max(on_target), 2) if known else None,
+        },
+        "source": round(chosen["source_accuracy"], 2),
+    }
+
+
+def _complexity(network: Network, recipe: Recipe) -> Record:
+    found = torch_complexity(network, recipe.data.input_size)
+    return {"gmacs": round(found.gmacs, 4), "gflops": round(found.gflops, 4), "params_m": round(found.params_m, 3)}
+
+
+def _fingerprint(recipe: Recipe, data: Domains) -> str:
+    digest = hashlib.sha256(recipe.model_dump_json().encode())
+    for part in (data.source, data.target):
+        digest.update(f"|{len(part)}|{len(part.skipped)}|".encode())
+        digest.update("\n".join(part.names).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _differences(saved: Record, asked: Record, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    found: list[tuple[str, Any, Any]] = []
+    for key, was in saved.items():
+        now = asked[key]
+        if isinstance(was, dict):
+            found += _differences(was, now, f"{prefix}{key}.")
+        elif was != now:
+            found.append((prefix + key, was, now))
+    return found
+
+
+def _peak_memory_mb() -> float:
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,83 @@
+"""Checkpoints without pickle: one safetensors file, tensors by path and the rest as JSON in its metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edgeda.errors import InputError
+
+FILE = "state.safetensors"
+_TENSOR = "__tensor__"
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write a tree of dicts, lists, JSON values and tensors; the previous checkpoint stays until it is replaced."""
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_strip(state, "", tensors))
+    folder.mkdir(parents=True, exist_ok=True)
+    final, temporary = folder / FILE, folder / f"{FILE}.part"
+    try:
+        save_file(tensors, temporary, metadata={"tree": tree})
+    except SafetensorError as error:
+        temporary.unlink(missing_ok=True)
+        if "os error 28" in str(error):
+            raise OSError(28, "No space left on device", str(temporary)) from error
+        raise
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(temporary)
+    os.replace(temporary, final)
+    _sync(folder)
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The tree written last, or None when there is none yet; InputError when the file is damaged."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as opened:
+            tree = json.loads((opened.metadata() or {})["tree"])
+            restored = _restore(tree, opened)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(f"the checkpoint {path} is damaged ({error}); start again with --overwrite") from error
+    assert isinstance(restored, dict)
+    return restored
+
+
+def _strip(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().to("cpu", copy=True).contiguous()
+        return {_TENSOR: path}
+    if isinstance(value, dict):
+        # keys of optimizer states are integers, which JSON objects cannot have
+        return {"items": [[key, _strip(child, f"{path}/{key}", tensors)] for key, child in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_strip(child, f"{path}/{index}", tensors) for index, child in enumerate(value)]
+    return value
+
+
+def _restore(value: Any, opened: Any) -> Any:
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return opened.get_tensor(value[_TENSOR])
+        return {key: _restore(child, opened) for key, child in value["items"]}
+    if isinstance(value, list):
+        return [_restore(child, opened) for child in value]
+    return value
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

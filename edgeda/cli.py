@@ -1,0 +1,298 @@
+"""The command line: each command is one call of one library function, with the same arguments."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from edgeda import __version__
+from edgeda.console import TrainingDisplay, out, set_up_logging, stderr
+from edgeda.errors import EdgedaError, InputError, MissingExtra, from_os_error, require
+
+log = logging.getLogger(__name__)
+
+app = typer.Typer(
+    name="edgeda",
+    help="Adapt an image classifier to unlabelled cameras and distil it small enough for the device.",
+    epilog="Start with: edgeda adapt --teacher r50 --student r18   (built-in images, no data needed). "
+    "Exit codes: 0 done; 2 the input or request is wrong; 3 this machine lacks what it needs; 1 a bug. "
+    "--debug anywhere shows the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]", help="A run directory, a .onnx file or an OpenVINO folder; default: the newest run."
+    ),
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: one per physical core.", min=1)]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out(f"edgeda {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def adapt(
+    teacher: Annotated[str | None, typer.Option(help="Teacher backbone: r50, r101, r152 or any timm name.")] = None,
+    student: Annotated[str | None, typer.Option(help="Student backbone: r18, r34 or any timm name.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Labelled images: class folders, an image list, or a built-in name (mnist, ...)."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Unlabelled images: a folder of any depth, an image list, a video, or a built-in name."),
+    ] = None,
+    target_test: Annotated[
+        str | None,
+        typer.Option(help="Labelled target images, used to report accuracy and for nothing else."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A recipe file, or a preset: digits (the default without data), default, paper."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one key of the recipe, such as distill.tau=4. Repeatable."
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="kd-uda: joint distillation and adaptation; source-only: no adaptation."),
+    ] = None,
+    alignment: Annotated[
+        str | None,
+        typer.Option(help="mmd: maximum mean discrepancy; mcc: minimum class confusion; or several, as mmd,mcc."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the source in the main stage.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images of each domain in a batch.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(help="Which epoch to ship: im, snd (no labels), last; oracle reads target-test labels."),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="auto (measured once on this machine), fp32, bf16 or fp16."),
+    ] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="Run directory; default: a new one under ./runs.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out from its checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    json_: Json = False,
+) -> None:
+    """Adapt a teacher to unlabelled target images while a small student learns from it (KD-UDA).
+
+    Without --source and --target it runs on built-in real images.
+    """
+    require("torch", "train", "training")
+    from edgeda.adapt import adapt as run_adapt
+    from edgeda.adapt import adapt_recipe
+    from edgeda.report.summary import summary_text
+
+    asked: dict[str, Any] = {
+        "teacher.backbone": teacher, "student.backbone": student, "data.source": source, "data.target": target,
+        "data.target_test": target_test, "method": method, "train.epochs": epochs, "train.batch_size": batch_size,
+        "train.seed": seed, "select.rule": select, "train.precision": precision,
+        "adapt.alignment": [name.strip() for name in alignment.split(",")] if alignment else None,
+    }  # fmt: skip
+    options = {key: value for key, value in asked.items() if value is not None}
+    resolved = adapt_recipe(recipe, options, set_ or [], out_, resume)
+    display = TrainingDisplay()
+    try:
+        summary = run_adapt(resolved, out_, display, resume=resume, overwrite=overwrite)
+    finally:
+        display.close()
+    _print(json_, summary, lambda: summary_text(summary))
+
+
+@app.command()
+def evaluate(
+    model: Model = None,
+    data: Annotated[str, typer.Option(help="Labelled images: class folders, an image list, or a built-in name.")] = "",
+    role: Annotated[str, typer.Option(help="Of a run directory: student, teacher or source_only.")] = "student",
+    json_: Json = False,
+) -> None:
+    """Accuracy of a run's network or an exported model on labelled images."""
+    from edgeda.evaluate import evaluate as run_evaluate
+    from edgeda.report.summary import evaluation_text
+
+    result = run_evaluate(model, data, role)
+    _print(json_, result, lambda: evaluation_text(result))
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run directory; default: the newest run."),
+    ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX file with dynamic batch (the default).")] = False,
+    images: Annotated[
+        str | None,
+        typer.Option(help="Real images to check the file on; default: the run's own target images."),
+    ] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="Folder to write to; default: RUN/exports.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace whatever is in the way.")] = False,
+    threads: Threads = None,
+    json_: Json = False,
+) -> None:
+    """Export a run's student to ONNX and prove on real target images that it gives the same answers."""
+    require("torch", "train", "exporting a run")
+    from edgeda.artifacts import find_run
+    from edgeda.export import export_run
+    from edgeda.export.images import parity_images
+    from edgeda.report.summary import export_text
+
+    run = find_run(model)
+    checked = parity_images(run, images)
+    result = export_run(
+        run, checked.squares, images_from=checked.origin, labels=checked.labels, out=out_, overwrite=overwrite,
+        gmacs=checked.gmacs, threads=threads,
+    )  # fmt: skip
+    _print(json_, result, lambda: export_text(result))
+
+
+@app.command()
+def profile(
+    model: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...", help="Run directories, .onnx files, OpenVINO folders or backbone names (r50)."
+        ),
+    ] = None,
+    classes: Annotated[int, typer.Option(help="Of a backbone name: number of classes.", min=1)] = 1000,
+    input_size: Annotated[int, typer.Option(help="Of a backbone name: side of the input in pixels.", min=1)] = 224,
+    batch_size: Annotated[str, typer.Option(help="Batch sizes, such as 1,8.")] = "1",
+    engine: Annotated[
+        str | None,
+        typer.Option(help="torch, onnxruntime, openvino, or several with commas; default: all that are there."),
+    ] = None,
+    threads: Threads = None,
+    budget: Annotated[float, typer.Option(help="Seconds of measuring for each row.", min=0.01)] = 1.0,
+    json_: Json = False,
+) -> None:
+    """GMACs, parameters, file size and latency, in every engine that is installed."""
+    from edgeda.profiling import profile_model
+    from edgeda.profiling.machine import machine
+    from edgeda.report.profiles import profile_text
+
+    models: list[str | None] = [*model] if model else [None]
+    rows = [
+        row
+        for name in models
+        for row in profile_model(
+            name, classes=classes, input_size=input_size, batch_sizes=_numbers(batch_size),
+            engines=engine.split(",") if engine else None, threads=threads, budget_s=budget,
+        )
+    ]  # fmt: skip
+    _print(json_, {"rows": [row.to_dict() for row in rows], "machine": machine()}, lambda: profile_text(rows))
+
+
+@app.command()
+def compare(
+    run: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Run directories; default: the newest run."),
+    ] = None,
+    threads: Threads = None,
+    budget: Annotated[float, typer.Option(help="Seconds of measuring for each row.", min=0.01)] = 0.5,
+    json_: Json = False,
+) -> None:
+    """Teacher, student and source-only student side by side: accuracy, GMACs, parameters, size, latency."""
+    require("torch", "train", "comparing the networks of a run")
+    from edgeda.artifacts import find_run
+    from edgeda.report.compare import compare_run, compare_text
+
+    runs: list[str | None] = [*run] if run else [None]
+    results = [compare_run(found, budget_s=budget, threads=threads) for found in map(find_run, runs)]
+    _print(json_, {"runs": results}, lambda: "\n\n".join(compare_text(result) for result in results))
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """What this machine can do, and which extra would bring what is missing."""
+    from edgeda.doctor import diagnose, doctor_text
+
+    found = diagnose()
+    _print(json_, found, lambda: doctor_text(found))
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--batch-size {text}: expected whole numbers with commas, such as 1,8") from None
+
+
+def _print(as_json: bool, result: dict[str, Any], text: Any) -> None:
+    out(json.dumps(result, indent=2, allow_nan=False) if as_json else text())
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one line and its exit code."""
+    debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    set_up_logging()
+    with _one_line(debug):
+        code = app(arguments, prog_name="edgeda", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _one_line(debug: bool) -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError as error:
+        out(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "edgeda"
+        _fail(f"{error.format_message().rstrip('.')}; see {command} --help", 2, debug)
+    except EdgedaError as error:
+        _fail(str(error), error.exit_code, debug)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; nothing was changed after the last saved state", 2, debug)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except OSError as error:
+        _fail(str(from_os_error(error, "working")), 2, debug)
+    except ModuleNotFoundError as error:
+        missing = MissingExtra(f"the package {error.name} is not installed; `edgeda doctor` says which extra brings it")
+        _fail(str(missing), missing.exit_code, debug)
+    except Exception as error:  # noqa: BLE001 - the last resort: a bug, said in one line
+        _fail(f"internal error: {type(error).__name__}: {error} (a bug; --debug shows the traceback)", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    stderr.print(f"error: {' '.join(message.split())}", markup=False)
+    sys.exit(code)

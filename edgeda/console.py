@@ -1,0 +1,88 @@
+"""What a person sees: log lines and training progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+Record = dict[str, Any]
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Lines(logging.Handler):
+    """Warnings and notices as plain lines, wrapped by the terminal and never cut."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        stderr.print(prefix + record.getMessage(), markup=False)
+
+
+def set_up_logging() -> None:
+    """Show edgeda's own notices; other libraries only when something is wrong."""
+    ours = logging.getLogger("edgeda")
+    ours.handlers[:] = [_Lines()]
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+
+
+class TrainingDisplay:
+    """A bar with pairs/s and time left where there is a terminal, and a line for every epoch."""
+
+    def __init__(self) -> None:
+        self._live = stderr.is_terminal
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def stage(self, name: str, epochs: int, steps_per_epoch: int, done: int) -> None:
+        """Announce a stage."""
+        self.close()
+        begun = f", from step {done}" if done else ""
+        stderr.print(f"{name}: {epochs} epochs of {steps_per_epoch} batches{begun}", markup=False)
+        if self._live:
+            self._bar = Progress(
+                TextColumn("  {task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=stderr, transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task(name, total=epochs * steps_per_epoch, completed=done, rate="")
+            self._bar.start()
+
+    def step(self, pairs: int) -> None:
+        """Advance the bar by a batch."""
+        if self._bar is not None:
+            speed = self._bar.tasks[0].speed
+            self._bar.update(self._task, advance=1, rate=f"{speed * pairs:.1f} pairs/s" if speed else "")
+
+    def epoch(self, record: Record) -> None:
+        """One line: losses, label-free score, accuracies, speed and time left in the stage."""
+        left = record["seconds"] * (record["epochs"] - record["epoch"])
+        losses = " ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
+        parts = [f"  epoch {record['epoch']}/{record['epochs']}  {losses}"]
+        for role, scores in record["networks"].items():
+            known = scores["target_accuracy"]
+            shown = f"target {known:.1f}%" if known is not None else f"im {scores['scores']['im']:.2f}"
+            parts.append(f"{role.replace('_', '-')} {shown}")
+        parts.append(f"{record['pairs_per_s']:.1f} pairs/s, {_clock(left)} left in this stage")
+        stderr.print(" | ".join(parts), markup=False)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def out(text: str) -> None:
+    """Print a result on stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

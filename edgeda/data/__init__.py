@@ -1,0 +1,119 @@
+"""From a recipe to decoded domains, checked against each other."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeda.data.domains import Labels, open_labelled, open_unlabelled
+from edgeda.data.images import ImageSet, decode
+from edgeda.errors import InputError
+from edgeda.recipe import DataRecipe
+from edgeda.runtime.preprocessing import Preprocessing
+
+__all__ = ["Domains", "ImageSet", "load_domains", "load_target", "load_test"]
+
+log = logging.getLogger(__name__)
+
+HOLDOUT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Domains:
+    """Everything a run reads. `target` has no labels; `target_test` is for reporting only."""
+
+    classes: tuple[str, ...]
+    source: ImageSet
+    source_test: ImageSet
+    """Source images held out for reporting; the training images themselves when none are held out."""
+    target: ImageSet
+    target_test: ImageSet | None
+
+    @property
+    def skipped(self) -> dict[str, list[str]]:
+        """What could not be read, by domain."""
+        parts = {"source": self.source, "target": self.target, "target_test": self.target_test}
+        return {name: list(part.skipped) for name, part in parts.items() if part is not None and part.skipped}
+
+
+def load_domains(recipe: DataRecipe) -> Domains:
+    """Open, check and decode the domains of a recipe; InputError says which one is wrong and how."""
+    source_domain = open_labelled(recipe.source)
+    _at_least_two(source_domain.classes, recipe.source)
+    test_domain = open_labelled(recipe.target_test) if recipe.target_test else None
+    classes = source_domain.classes or ()
+    if test_domain is not None:
+        test_domain.labels = match_classes(
+            test_domain.labels, test_domain.classes, classes, recipe.target_test or "", recipe.source
+        )
+        test_domain.classes = classes
+    target_domain = open_unlabelled(recipe.target, recipe.video)
+
+    source = decode(source_domain, recipe.preprocessing, "source")
+    present = np.unique(source.labels) if source.labels is not None else np.empty(0)
+    if len(present) < len(classes):
+        gone = [name for index, name in enumerate(classes) if index not in present]
+        raise InputError(f"no readable source image is left of class {', '.join(gone)} in {recipe.source}")
+    target = decode(target_domain, recipe.preprocessing, "target")
+    test = decode(test_domain, recipe.preprocessing, "target-test") if test_domain is not None else None
+    training, held_out = _hold_out(source, recipe.source_holdout)
+    return Domains(classes, training, held_out, target, test)
+
+
+def load_target(recipe: DataRecipe, limit: int | None = None) -> ImageSet:
+    """The unlabelled target alone, or `limit` images spread over it."""
+    return decode(open_unlabelled(recipe.target, recipe.video), recipe.preprocessing, "target", limit)
+
+
+def load_test(spec: str, classes: tuple[str, ...], preprocessing: Preprocessing) -> ImageSet:
+    """Labelled images to evaluate a model of `classes` on."""
+    domain = open_labelled(spec)
+    domain.labels = match_classes(domain.labels, domain.classes, classes, spec, "the model")
+    domain.classes = classes
+    return decode(domain, preprocessing, "data")
+
+
+def match_classes(
+    labels: Labels | None, found: tuple[str, ...] | None, classes: tuple[str, ...], spec: str, reference: str
+) -> Labels:
+    """Labels renumbered to `classes` by name; InputError names the classes that `reference` does not have."""
+    if labels is None or found is None:
+        raise InputError(f"{spec} has no labels")
+    strangers = [name for name in found if name not in classes]
+    missing = [name for name in classes if name not in found]
+    if strangers:
+        lacking = f"; it lacks {_some(missing)}" if missing else ""
+        raise InputError(f"the classes of {spec} and {reference} differ: {spec} has {_some(strangers)}{lacking}")
+    if missing:
+        log.warning("%s has no image of class %s: accuracy is over the other classes", spec, _some(missing))
+    index = np.asarray([classes.index(name) for name in found], np.int64)
+    return index[labels]
+
+
+def _at_least_two(classes: tuple[str, ...] | None, spec: str) -> None:
+    found = classes or ()
+    if len(found) < 2:
+        has = f"only the class '{found[0]}'" if found else "no class"
+        raise InputError(f"the source {spec} has {has}; it needs two or more class folders with images")
+
+
+def _hold_out(source: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
+    """Split off `fraction` of each class for reporting, never a class's only image."""
+    if source.labels is None or fraction <= 0:
+        return source, source
+    random = np.random.default_rng(HOLDOUT_SEED)
+    held: list[int] = []
+    for label in np.unique(source.labels):
+        members = random.permutation(np.flatnonzero(source.labels == label))
+        held += members[: min(round(len(members) * fraction), len(members) - 1)].tolist()
+    if not held:
+        return source, source
+    out = np.sort(np.asarray(held, np.int64))
+    return source.take(np.setdiff1d(np.arange(len(source)), out)), source.take(out)
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    shown = ", ".join(f"'{name[:60]}'" for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

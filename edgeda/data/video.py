@@ -1,0 +1,62 @@
+"""Frames of a video file as an unlabelled domain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from edgeda.data.domains import Domain
+from edgeda.errors import InputError, require
+from edgeda.recipe import VideoRecipe
+
+
+class VideoDomain(Domain):
+    """Every `every_s` seconds a frame, at most `max_frames`, read in order."""
+
+    sequential = True
+
+    def __init__(self, path: Path, recipe: VideoRecipe) -> None:
+        super().__init__(path.name)
+        self._cv2: Any = require("cv2", "video", "a video as the target")
+        self._path = path
+        capture = self._cv2.VideoCapture(str(path))
+        try:
+            frames = int(capture.get(self._cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+            rate = float(capture.get(self._cv2.CAP_PROP_FPS)) or 25.0
+        finally:
+            capture.release()
+        if frames <= 0:
+            raise InputError(f"no frames can be read from the video {path}")
+        step = max(1, round(recipe.every_s * rate))
+        self._frames = list(range(0, frames, step))[: recipe.max_frames]
+        self._capture: Any = None
+        self._at = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def item(self, index: int) -> str:
+        return f"{self._path} frame {self._frames[index]}"
+
+    def read(self, index: int) -> Image.Image:
+        wanted = self._frames[index]
+        if self._capture is None or wanted < self._at:
+            self.close()
+            self._capture = self._cv2.VideoCapture(str(self._path))
+        while self._at < wanted and self._capture.grab():
+            self._at += 1
+        decoded, frame = self._capture.read()
+        if not decoded:
+            raise InputError(f"cannot decode {self.item(index)}")
+        self._at = wanted + 1
+        if index == len(self) - 1:
+            self.close()
+        return Image.fromarray(self._cv2.cvtColor(frame, self._cv2.COLOR_BGR2RGB))
+
+    def close(self) -> None:
+        """Let go of the file; reading again opens it anew."""
+        if self._capture is not None:
+            self._capture.release()
+        self._capture, self._at = None, 0

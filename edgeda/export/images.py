@@ -1,0 +1,51 @@
+"""The real images an export is checked on: the run's own target, or a folder the user names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeda.artifacts import RECIPE, RunDirectory
+from edgeda.data import load_target, load_test
+from edgeda.errors import EdgedaError, InputError
+from edgeda.models import read_card
+from edgeda.recipe import load_recipe
+from edgeda.runtime.preprocessing import Pixels
+
+LIMIT = 256
+
+
+@dataclass(frozen=True)
+class CheckImages:
+    """Stored squares `(N, S, S, 3)`, where they come from in words (no paths), and labels when there are some."""
+
+    squares: Pixels
+    origin: str
+    labels: NDArray[np.int64] | None
+    gmacs: float | None
+
+
+def parity_images(run: RunDirectory, images: str | None) -> CheckImages:
+    """Up to 256 images for the parity check of a run's export.
+
+    Without `images`: the labelled target-test images of the run when it has some (so that accuracy can
+    be stated), else its target. InputError says what to name when those can no longer be read.
+    """
+    summary = run.summary()
+    gmacs = ((summary.get("complexity") or {}).get("student") or {}).get("gmacs")
+    recipe = load_recipe(str(run.path / RECIPE))
+    card = read_card(run.weights())
+    data = recipe.data.model_copy(update={"target": images} if images else {})
+    try:
+        if images is None and data.target_test:
+            test = load_test(data.target_test, card.classes, card.preprocessing)
+            kept = test.take(np.unique(np.linspace(0, len(test) - 1, LIMIT).round().astype(np.int64)))
+            return CheckImages(kept.squares, f"target-test images ({test.name})", kept.labels, gmacs)
+        target = load_target(data, LIMIT)
+    except EdgedaError as error:
+        if images is not None:
+            raise
+        raise InputError(f"the run's target images cannot be read ({error}); name a folder with --images") from error
+    return CheckImages(target.squares, f"target images ({target.name})", None, gmacs)

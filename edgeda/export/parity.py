@@ -1,0 +1,85 @@
+"""Does an exported model say the same as the network it came from?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeda.errors import InputError
+from edgeda.runtime.backends import Backend
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Parity:
+    """How far a candidate's logits are from the reference's, over all images and batch sizes."""
+
+    images: int
+    max_abs_error: float
+    mean_abs_error: float
+    agreement: float
+    """Percent of answers with the same likeliest class."""
+    batches: tuple[int, ...]
+    reference_logits: Logits = field(repr=False)
+    """`(N, C)`."""
+    candidate_logits: Logits = field(repr=False)
+    """`(N, C)`, at the first batch size."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, without the logits."""
+        return {
+            "images": self.images,
+            "max_abs_error": self.max_abs_error,
+            "mean_abs_error": self.mean_abs_error,
+            "agreement": self.agreement,
+            "batches": list(self.batches),
+        }
+
+
+def check_parity(
+    reference: Backend, candidate: Backend, inputs: NDArray[np.float32], batches: Sequence[int] = (1, 7)
+) -> Parity:
+    """Compare two backends on inputs `(N, 3, H, W)`, the candidate at each batch size.
+
+    Every batch is full: the last one is filled up with the first images, whose second answers are
+    dropped. Raises InputError for no inputs, outputs of different shapes, or outputs not finite.
+    """
+    if len(inputs) == 0:
+        raise InputError("no images to compare the exported model on")
+    expected = _logits(reference, inputs, max(batches))
+    answers = np.stack([_logits(candidate, inputs, batch) for batch in batches])
+    if answers.shape[1:] != expected.shape:
+        raise InputError(
+            f"{candidate.name} gives logits {answers.shape[1:]}, {reference.name} gives {expected.shape}: "
+            "these are not the same model"
+        )
+    errors = np.abs(answers.astype(np.float64) - expected)
+    return Parity(
+        images=len(inputs),
+        max_abs_error=float(errors.max()),
+        mean_abs_error=float(errors.mean()),
+        agreement=100.0 * float((answers.argmax(2) == expected.argmax(1)).mean()),
+        batches=tuple(batches),
+        reference_logits=expected,
+        candidate_logits=answers[0],
+    )
+
+
+def accuracy(logits: Logits, labels: NDArray[np.int64]) -> float:
+    """Percent of the logits `(N, C)` whose largest is at the label `(N,)`."""
+    return 100.0 * float((logits.argmax(1) == labels).mean())
+
+
+def _logits(backend: Backend, inputs: NDArray[np.float32], batch: int) -> Logits:
+    wanted = np.arange(-(-len(inputs) // batch) * batch) % len(inputs)
+    parts = [backend(inputs[wanted[start : start + batch]]) for start in range(0, len(wanted), batch)]
+    logits = np.concatenate(parts)[: len(inputs)]
+    if not np.isfinite(logits).all():
+        wrong = int((~np.isfinite(logits)).any(axis=1).sum())
+        raise InputError(f"{backend.name} gives values that are not finite for {wrong} of {len(inputs)} images")
+    return logits

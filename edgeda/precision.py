@@ -1,0 +1,100 @@
+"""Which precision a run computes in: measured once for a machine and network, then remembered."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from edgeda.errors import MachineError
+from edgeda.models import Architecture, build_network
+
+log = logging.getLogger(__name__)
+
+FABRIC = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+WORTH_IT = 1.2
+"""How many times faster bf16 must be to be chosen."""
+
+
+def resolve_device(device: str) -> str:
+    """`cpu` or `cuda`; MachineError when the GPU asked for is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MachineError("no CUDA device here (torch.cuda.is_available() is false); use --set train.device=cpu")
+    return device
+
+
+def resolve_precision(precision: str, device: str, architecture: Architecture, size: int) -> str:
+    """`fp32`, `bf16` or `fp16`; `auto` times a training step of the largest network in fp32 and bf16.
+
+    The outcome is kept in the user's cache folder, so that two runs on one machine agree.
+    """
+    if precision == "fp16" and device == "cpu":
+        raise MachineError("fp16 training needs a GPU; use --precision bf16 or fp32 on this machine")
+    if precision != "auto":
+        return precision
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    key = f"{platform.processor() or platform.machine()}|{_cpu()}|torch {torch.__version__}|{architecture.backbone}|{size}"
+    remembered = _read_cache()
+    if key not in remembered:
+        fp32, bf16 = (_step_seconds(architecture, size, kind) for kind in ("fp32", "bf16"))
+        remembered[key] = "bf16" if fp32 > WORTH_IT * bf16 else "fp32"
+        log.info("precision: a step takes %.2f s in fp32, %.2f s in bf16: using %s", fp32, bf16, remembered[key])
+        _write_cache(remembered)
+    return remembered[key]
+
+
+def _step_seconds(architecture: Architecture, size: int, kind: str, batch: int = 8) -> float:
+    """The faster of two training steps after a warm-up step, seconds."""
+    with torch.random.fork_rng(devices=[]):
+        network = build_network(architecture)[0].to(memory_format=torch.channels_last).train()
+        images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
+                loss = network(images).logits.float().square().mean()
+            loss.backward()
+            times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _cache_file() -> Path:
+    base = os.environ.get("EDGEDA_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "edgeda" / "precision.json"
+
+
+def _read_cache() -> dict[str, str]:
+    try:
+        read = json.loads(_cache_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {k: v for k, v in read.items() if v in FABRIC} if isinstance(read, dict) else {}
+
+
+def _write_cache(values: dict[str, str]) -> None:
+    path = _cache_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.part")
+        temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        log.info("the precision chosen could not be remembered: %s", error)
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip() + f" x{torch.get_num_threads()}"
+    except OSError:
+        pass
+    return f"x{torch.get_num_threads()}"

@@ -1,0 +1,111 @@
+"""What machine this is: the words that every measured number carries."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path("/")
+
+
+def machine(root: Path = ROOT) -> dict[str, Any]:
+    """CPU, cores, threads, memory, system, Python, and what else the machine tells of itself.
+
+    `cores` are physical, `threads` those this process may use, `memory_gb` is 10^9 bytes. `governor`,
+    `jetson` and `gpus` are None or empty where there is nothing to read. `root` is the file system
+    that holds /proc and /sys.
+    """
+    information = _read(root / "proc/cpuinfo")
+    return {
+        "cpu": _cpu_model(information),
+        "cores": _physical_cores(information),
+        "threads": usable_threads(),
+        "memory_gb": _memory_gb(root),
+        "os": f"{platform.system()} {platform.release()}",
+        "arch": platform.machine(),
+        "python": platform.python_version(),
+        "governor": _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
+        "jetson": _jetson(root),
+        "gpus": nvidia_gpus(),
+    }
+
+
+def machine_line(described: dict[str, Any] | None = None) -> str:
+    """`machine()` in one short line, for under a table."""
+    facts = machine() if described is None else described
+    parts = [str(facts["jetson"] or facts["cpu"]), f"{facts['threads']} threads"]
+    if facts["memory_gb"]:
+        parts.append(f"{facts['memory_gb']:.0f} GB")
+    parts += [gpu["name"] for gpu in facts["gpus"][:1]]
+    if len(facts["gpus"]) > 1:
+        parts[-1] = f"{len(facts['gpus'])} x {parts[-1]}"
+    if facts["governor"]:
+        parts.append(f"governor {facts['governor']}")
+    return ", ".join([*parts, str(facts["os"]), f"Python {facts['python']}"])
+
+
+def usable_threads() -> int:
+    """Logical CPUs this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def compute_threads(root: Path = ROOT) -> int:
+    """Threads worth computing on: one per physical core this process may use."""
+    return min(_physical_cores(_read(root / "proc/cpuinfo")), usable_threads())
+
+
+def cpu_flags(root: Path = ROOT) -> frozenset[str]:
+    """Instruction-set flags of the first CPU (`flags` on x86, `Features` on Arm); empty when not told."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", _read(root / "proc/cpuinfo"), re.MULTILINE)
+    return frozenset(found.group(1).split()) if found else frozenset()
+
+
+def nvidia_gpus(timeout_s: float = 5.0) -> list[dict[str, str]]:
+    """`name`, `driver` and `memory` of each NVIDIA GPU that nvidia-smi lists; empty without a driver."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    query = [command, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=timeout_s, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+    return [{"name": row[0], "driver": row[1], "memory": row[2]} for row in rows if len(row) == 3]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\x00 \n")
+    except OSError:
+        return ""
+
+
+def _field(information: str, name: str) -> list[str]:
+    return re.findall(rf"^{name}\s*:\s*(.*?)\s*$", information, re.MULTILINE)
+
+
+def _cpu_model(information: str) -> str:
+    models = _field(information, "model name")
+    return models[0] if models else platform.processor() or platform.machine() or "unknown CPU"
+
+
+def _physical_cores(information: str) -> int:
+    cores = set(zip(_field(information, "physical id"), _field(information, "core id"), strict=False))
+    return len(cores) or len(_field(information, "processor")) or os.cpu_count() or 1
+
+
+def _memory_gb(root: Path) -> float | None:
+    found = re.search(r"^MemTotal:\s*(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    return round(int(found.group(1)) * 1024 / 1e9, 1) if found else None
+
+
+def _jetson(root: Path) -> str | None:
+    model = _read(root / "proc/device-tree/model")
+    return model if "Jetson" in model or "NVIDIA" in model else None

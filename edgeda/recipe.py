@@ -1,0 +1,298 @@
+"""A recipe says everything about a run: strict, frozen, validated once, YAML in and resolved YAML out."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from edgeda.errors import InputError, did_you_mean
+from edgeda.runtime.preprocessing import Preprocessing
+
+
+def _number(value: object) -> object:
+    """YAML 1.1 reads 1e-3 as a string; a recipe means the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Range = tuple[Number, Number]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkRecipe(_Strict):
+    """One network and its optimizer (SGD with momentum)."""
+
+    backbone: str
+    """timm name or r18, r34, r50, r101, r152."""
+    pretrained: str = "auto"
+    """auto (timm's weights if they can be had), none, or a local file."""
+    bottleneck: Annotated[int, Field(ge=0, le=8192)] = 0
+    """Width of a Linear-BatchNorm-ReLU before the head; 0: none."""
+    lr: Positive = 1e-3
+    """Base learning rate, of the pretrained layers."""
+    head_lr_multiplier: Positive = 10.0
+    """Times `lr` for bottleneck and head."""
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
+    lr_schedule: Literal["constant", "cosine", "inverse"] = "inverse"
+    lr_warmup: Fraction = 0.0
+    """Fraction of a stage over which the learning rate rises from 0."""
+
+
+class AugmentRecipe(_Strict):
+    """Random geometry and light, the same for both domains and for every network."""
+
+    rotate: Annotated[Number, Field(ge=0, le=180)] = 0.0
+    """Largest rotation, degrees."""
+    scale: Range = (1.0, 1.0)
+    """Range of the zoom; above 1 enlarges."""
+    translate: Fraction = 0.0
+    """Largest shift, as a fraction of the side."""
+    shear: Annotated[Number, Field(ge=0, le=60)] = 0.0
+    """Largest shear, degrees."""
+    crop: Literal["center", "random"] = "center"
+    """Where the input window lies in the stored square (`data.resize: crop` with `crop_pct` below 1)."""
+    flip: bool = False
+    """Mirror half of the images."""
+    brightness: Fraction = 0.0
+    """Largest change, as a fraction of white."""
+    contrast: Fraction = 0.0
+    """Largest relative change of contrast."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentRecipe:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError("scale must be two positive numbers, the smaller first")
+        return self
+
+
+class VideoRecipe(_Strict):
+    """How frames are taken from a video used as the target."""
+
+    every_s: Annotated[Number, Field(ge=0)] = 0.5
+    """Seconds between two frames; 0: every frame."""
+    max_frames: Annotated[int, Field(ge=1)] = 5000
+
+
+class DataRecipe(_Strict):
+    """Domains and the geometry of the input."""
+
+    source: str
+    """Class folders, an image list, or a built-in name."""
+    target: str
+    """A folder of any depth, an image list, a video file, or a built-in name; labels are never read."""
+    target_test: str | None = None
+    """Labelled target images, for reporting only."""
+    source_holdout: Annotated[Number, Field(ge=0, lt=0.9)] = 0.1
+    """Fraction of each source class kept out of training, to report source accuracy honestly."""
+    input_size: Annotated[int, Field(ge=16, le=1024)] = 224
+    resize: Literal["crop", "squash"] = "crop"
+    crop_pct: Annotated[Number, Field(gt=0.1, le=1)] = 0.875
+    mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    augment: AugmentRecipe = AugmentRecipe()
+    video: VideoRecipe = VideoRecipe()
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The geometry and normalization every consumer of the model repeats."""
+        return Preprocessing(self.input_size, self.resize, self.crop_pct, self.mean, self.std)
+
+
+class AdaptRecipe(_Strict):
+    """Unsupervised domain adaptation of a network (KD-UDA eqs. 1-2)."""
+
+    alignment: tuple[str, ...] = ("mmd",)
+    """Losses summed into the alignment term."""
+    weight: Annotated[Number, Field(ge=0)] = 1.0
+    """Times the alignment term."""
+    gamma_on: Literal["alignment", "classification"] = "alignment"
+    """What the ramp gamma(p) multiplies: the alignment (DAN, TCP) or the cross-entropy (eq. 2 as printed)."""
+    batchnorm: Literal["joint", "per-domain"] = "joint"
+    """Training statistics over the stacked source and target batch, or one forward per domain."""
+
+
+class DistillRecipe(_Strict):
+    """Knowledge distillation (KD-UDA eqs. 3-7)."""
+
+    tau: Positive = 20.0
+    """Temperature."""
+    alpha: Annotated[Number, Field(ge=0)] = 0.8
+    """Weight of the student's cross-entropy on source labels (eq. 4)."""
+    beta: tuple[Positive, Positive] = (0.1, 0.9)
+    """Start and end of the weight of distillation (eqs. 6-7)."""
+    recompute_teacher: bool = True
+    """Compute the teacher's logits again after its step, as Algorithm 1 does."""
+    end_to_end: bool = False
+    """One optimizer step on the whole of eq. 5 (section IV-C) instead of two alternating ones."""
+
+
+class TrainRecipe(_Strict):
+    """The loop."""
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    """Passes over the source, of the method's main stage."""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """Passes over the source that the teacher (and the student's own copy) learn before adapting."""
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    """Images of each domain in a batch."""
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads; 0: all cores."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    clip_norm: Annotated[Number, Field(ge=0)] = 0.0
+    """Largest gradient norm; 0: no clipping."""
+    checkpoint_minutes: Annotated[Number, Field(ge=0)] = 5.0
+    """A checkpoint is written at the end of an epoch, and within one when this long has passed."""
+
+
+class SelectRecipe(_Strict):
+    """Which epoch is shipped."""
+
+    rule: Literal["im", "snd", "last", "oracle"] = "im"
+    """im and snd need no target labels; oracle reads target-test labels and says so everywhere."""
+
+
+class Recipe(_Strict):
+    """A whole run."""
+
+    name: str = "default"
+    method: str = "kd-uda"
+    teacher: NetworkRecipe = NetworkRecipe(backbone="resnet50")
+    student: NetworkRecipe = NetworkRecipe(backbone="resnet18")
+    data: DataRecipe
+    adapt: AdaptRecipe = AdaptRecipe()
+    distill: DistillRecipe = DistillRecipe()
+    train: TrainRecipe = TrainRecipe()
+    select: SelectRecipe = SelectRecipe()
+
+    def to_yaml(self) -> str:
+        """The resolved recipe: loading it gives an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(source: str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A validated recipe from a preset name or a YAML file, with dotted `overrides` laid over it.
+
+    Raises InputError naming the key, the value and the nearest known key.
+    """
+    values = read_recipe(source) if source else {}
+    for key, value in (overrides or {}).items():
+        _set(values, key, value)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(error, source)) from error
+
+
+def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
+    """`--set a.b=c` arguments as {"a.b": value}; the value is read as YAML."""
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", key.strip()):
+            raise InputError(f"--set {pair}: expected key=value, such as --set distill.tau=4")
+        try:
+            parsed[key.strip()] = yaml.safe_load(text) if text.strip() else None
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {pair}: the value is not YAML") from error
+    return parsed
+
+
+def preset_names() -> list[str]:
+    """The recipes that come with edgeda."""
+    return sorted(item.name.removesuffix(".yaml") for item in _preset_folder() if item.name.endswith(".yaml"))
+
+
+def read_recipe(source: str) -> dict[str, Any]:
+    """The mapping in a YAML file or preset, not validated."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        text, where = _read_text(path), str(path)
+    elif source in preset_names():
+        text, where = next(i for i in _preset_folder() if i.name == f"{source}.yaml").read_text("utf-8"), source
+    else:
+        raise InputError(f"no such recipe file or preset: {source}{did_you_mean(source, preset_names())}")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {where} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"recipe {where} must be a mapping of keys to values, not a {type(values).__name__}")
+    return values
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"recipe {path} cannot be read as UTF-8 text: {error}") from error
+
+
+def _preset_folder() -> list[Any]:
+    """The recipes folder: package data in a wheel, the checkout's own folder otherwise."""
+    packaged = resources.files("edgeda").joinpath("presets")
+    if packaged.is_dir():
+        return list(packaged.iterdir())
+    checkout = Path(__file__).resolve().parent.parent / "recipes"
+    return list(checkout.iterdir()) if checkout.is_dir() else []
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    at = values
+    for depth, key in enumerate(parents):
+        child = at.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise InputError(f"{dotted}: '{'.'.join(parents[: depth + 1])}' is a value, not a group of keys")
+        at = child
+    at[last] = value
+
+
+def _explain(error: ValidationError, source: str | None) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    dotted = ".".join(location)
+    where = f"recipe {source}: " if source else "recipe: "
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _keys_at(location[:-1]), n=1, cutoff=0.5)
+        hint = (
+            f"; did you mean '{'.'.join([*location[:-1], near[0]])}'?"
+            if near
+            else (f"; known here: {', '.join(_keys_at(location[:-1]))}")
+        )
+        return f"{where}unknown key '{dotted}'{hint}"
+    if first["type"] == "missing":
+        return f"{where}'{dotted}' is missing"
+    return f"{where}{dotted}: {first['msg'].lower()} (got {first['input']!r})"
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""Numbers as something to read: tables, comparisons, sentences derived from what was measured."""

@@ -1,0 +1,81 @@
+"""Results of adapt, evaluate and export as text, each ending with what to type next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgeda.report.tables import Column, text_table
+
+ACCURACY_COLUMNS = (
+    Column("network", "network"),
+    Column("last", "target last", "%", 1),
+    Column("selected", "target selected", "%", 1),
+    Column("oracle", "target oracle*", "%", 1),
+    Column("source", "source", "%", 1),
+    Column("gmacs", "GMACs"),
+    Column("params_m", "params", "M"),
+)
+NAMES = {"source_only": "student, source-only", "student": "student, adapted", "teacher": "teacher"}
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """The end of `edgeda adapt`: accuracies, the verdict, the next commands."""
+    rows = []
+    for role, name in NAMES.items():
+        found = summary["accuracy"][role]
+        if found["source"] is None:
+            continue
+        costs = summary["complexity"].get("teacher" if role == "teacher" else "student", {})
+        backbone = summary["teacher" if role == "teacher" else "student"]
+        rows.append({"network": f"{name} ({backbone})", **found["target"], "source": found["source"], **costs})
+    rule, epoch = summary["selection"]["rule"], summary["selection"]["epoch"]
+    lines = ["", text_table(rows, ACCURACY_COLUMNS), ""]
+    if rows[0]["selected"] is None:
+        lines.append("target accuracy is not known: no --target-test was given; the verdict needs no labels")
+    else:
+        how = (
+            "by target-test labels (oracle: not a fair result)"
+            if rule == "oracle"
+            else f"by {rule}, without target labels"
+        )
+        lines.append(f"selected: epoch {epoch}, {how};  * oracle: the best epoch by target labels, an upper bound only")
+    verdict = summary["verdict"]
+    kept = "the adapted student" if verdict["ship"] == "adapted" else "the source-only student"
+    lines += [
+        f"verdict (label-free): ship {kept}: {verdict['reason']}",
+        f"{summary['wall_s']:.0f} s of training, {summary['pairs_per_s']:.1f} pairs/s in {summary['precision']}, "
+        f"peak memory {summary['peak_memory_mb'] / 1024:.1f} GiB; run saved in {summary['run']}",
+        "",
+        f"next: edgeda export {summary['run']} --onnx",
+        f"      edgeda compare {summary['run']}",
+    ]
+    return "\n".join(lines)
+
+
+def evaluation_text(result: Mapping[str, Any]) -> str:
+    """Overall accuracy, and a row for each class."""
+    rows = [{"class": name, **values} for name, values in result["per_class"].items()]
+    columns = (Column("class", "class"), Column("images", "images"), Column("accuracy", "accuracy", "%", 1))
+    skipped = f", {len(result['skipped'])} files skipped" if result["skipped"] else ""
+    where = f"{result['model']} in {result['engine']}{skipped}"
+    head = f"{result['accuracy']:.2f} % of {result['images']} images right ({where})"
+    return "\n".join([text_table(rows, columns), "", head])
+
+
+def export_text(result: Mapping[str, Any]) -> str:
+    """What was written and how far it is from torch."""
+    manifest = result["manifest"]
+    parity = manifest["parity"]
+    batches = " and ".join(str(size) for size in parity["batches"])
+    lines = [
+        f"wrote {result['path']}: {manifest['size_mb']:.1f} MB, {manifest['precision']}, opset {manifest['opset']}, "
+        f"any batch size, {len(manifest['classes'])} classes and preprocessing inside",
+        f"checked against torch on {parity['images']} {parity['images_from']} at batch {batches}: "
+        f"largest difference {parity['max_abs_error']:.1e} (limit {parity['limit']:.0e}), "
+        f"same class on {parity['agreement']:.1f} %",
+    ]
+    accuracy = manifest["accuracy"]
+    if accuracy:
+        lines.append(f"accuracy on them: torch {accuracy['torch']:.1f} %, exported {accuracy['exported']:.1f} %")
+    return "\n".join([*lines, "", f"next: edgeda profile {result['path']}"])

@@ -1,0 +1,225 @@
+"""The only training loop: stages of steps, evaluation after each epoch, checkpoints, resume, a clean stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgeda.artifacts import CHECKPOINT, METRICS
+from edgeda.checkpoint import load_checkpoint, save_checkpoint
+from edgeda.data import Domains, ImageSet
+from edgeda.data.batches import PairedBatches
+from edgeda.errors import Diverged, InputError, Interrupted
+from edgeda.inference import predict_logits
+from edgeda.methods.base import Method, Stage, Workshop, plain_network
+from edgeda.selection import accuracy, is_better, label_free_scores
+
+Record = dict[str, Any]
+
+SCORED_IMAGES = 1000
+"""Target images, spread over the domain, that label-free scores are computed on."""
+
+
+class Watcher(Protocol):
+    """What a progress display is told."""
+
+    def stage(self, name: str, epochs: int, steps_per_epoch: int, done: int) -> None:
+        """A stage begins, `done` steps of it behind us."""
+
+    def step(self, pairs: int) -> None:
+        """A batch of so many source and target pairs is done."""
+
+    def epoch(self, record: Record) -> None:
+        """An epoch's line of metrics."""
+
+
+class Fit:
+    """A run of stages over one workshop. `run()` trains; the rest is its state, saved and restored whole."""
+
+    def __init__(
+        self, workshop: Workshop, stages: list[Stage], batches: PairedBatches, data: Domains, folder: Path,
+        watcher: Watcher, fingerprint: str,
+    ) -> None:  # fmt: skip
+        self.workshop, self.stages, self.batches, self.data = workshop, stages, batches, data
+        self.folder, self.watcher, self.fingerprint = folder, watcher, fingerprint
+        self.position = (0, 0)
+        """Stage, and steps of it that are done."""
+        self.best: dict[str, Record] = {}
+        """By role: the selected epoch's record, with its weights."""
+        self.history: list[Record] = []
+        self.pairs, self.seconds = 0, 0.0
+        self._sums: dict[str, float] = {}
+        self._since: tuple[float, int] = (0.0, 0)
+        self._stop = False
+
+    def run(self, resume: bool) -> None:
+        """Train every stage to its end. Raises Interrupted (state saved) and Diverged (last good state kept)."""
+        state = load_checkpoint(self.folder / CHECKPOINT) if resume else None
+        first = self._restore(state) if state else 0
+        self._write_metrics()
+        with self._stopping_cleanly():
+            for index in range(first, len(self.stages)):
+                method = self.stages[index].build(self.workshop)
+                if state and index == first:
+                    method.load_state(state["method"])
+                self._stage(index, method)
+
+    def _stage(self, index: int, method: Method) -> None:
+        stage, per_epoch = self.stages[index], self.batches.steps_per_epoch
+        total = stage.epochs * per_epoch
+        done = self.position[1] if self.position[0] == index else 0
+        self.position = (index, done)
+        self.watcher.stage(stage.name, stage.epochs, per_epoch, done)
+        started = saved = time.monotonic()
+        for step in range(done, total):
+            self._train_mode(stage)
+            batch = self.batches.get(index, step)
+            try:
+                terms = method.step(batch, step / total)
+            except Diverged as error:
+                where = f"stage {stage.name}, epoch {step // per_epoch + 1}, batch {step % per_epoch + 1}"
+                hint = "lower the learning rate (--set teacher.lr=..., student.lr=...) or use --precision fp32"
+                raise Diverged(f"{error} in {where}; {hint}, then go on with --resume or --overwrite") from error
+            self._add(terms)
+            self.position = (index, step + 1)
+            self.pairs += len(batch.source_labels)
+            self.watcher.step(len(batch.source_labels))
+            if (step + 1) % per_epoch == 0:
+                now = time.monotonic()
+                self.seconds += now - started
+                self._epoch(stage, (step + 1) // per_epoch)
+                saved = self._save(method)
+                started = time.monotonic()
+            elif time.monotonic() - saved > 60 * self.workshop.recipe.train.checkpoint_minutes:
+                saved = self._save(method)
+            if self._stop:
+                self._save(method)
+                raise Interrupted(f"stopped; go on with: edgeda adapt --out {self.folder} --resume")
+
+    def _train_mode(self, stage: Stage) -> None:
+        for role, network in self.workshop.networks.items():
+            if network.training != (role in stage.roles):
+                network.train(role in stage.roles)
+
+    def _add(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+
+    def _epoch(self, stage: Stage, epoch: int) -> None:
+        """Evaluate the stage's networks, let them compete for selection and write the line of metrics."""
+        steps = self.batches.steps_per_epoch
+        seconds, pairs = self.seconds - self._since[0], self.pairs - self._since[1]
+        record: Record = {
+            "stage": stage.name, "epoch": epoch, "epochs": stage.epochs,
+            "losses": {name: round(value / steps, 6) for name, value in self._sums.items()},
+            "seconds": round(seconds, 2), "pairs_per_s": round(pairs / max(seconds, 1e-9), 2), "networks": {},
+        }  # fmt: skip
+        if stage.scored:
+            for role in stage.roles:
+                record["networks"][role] = self._score(role, stage, epoch)
+        self._sums, self._since = {}, (self.seconds, self.pairs)
+        self.history.append(record)
+        self._write_metrics()
+        self.watcher.epoch(record)
+
+    def _score(self, role: str, stage: Stage, epoch: int) -> Record:
+        network, data = self.workshop.networks[role], self.data
+        preprocessing = self.workshop.recipe.data.preprocessing
+        scored = data.target.take(spread(len(data.target), SCORED_IMAGES))
+        result: Record = {
+            "scores": label_free_scores(predict_logits(network, scored.squares, preprocessing)),
+            "source_accuracy": _accuracy(network, data.source_test, self.workshop),
+            "target_accuracy": _accuracy(network, data.target_test, self.workshop) if data.target_test else None,
+        }
+        mine = {**result, "role": role, "stage": stage.name, "epoch": epoch}
+        best = self.best.get(role)
+        same_stage = best is not None and best["record"]["stage"] == stage.name
+        if is_better(self.workshop.recipe.select.rule, mine, best["record"] if best and same_stage else None):
+            weights = {key: value.detach().cpu().clone() for key, value in plain_network(network).state_dict().items()}
+            self.best[role] = {"record": mine, "weights": weights}
+        return result
+
+    def _write_metrics(self) -> None:
+        path = self.folder / METRICS
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
+        temporary.replace(path)
+
+    def _save(self, method: Method) -> float:
+        state = {
+            "fingerprint": self.fingerprint,
+            "position": list(self.position),
+            "networks": {role: plain_network(network).state_dict() for role, network in self.workshop.networks.items()},
+            "method": method.state(),
+            "best": self.best,
+            "history": self.history,
+            "progress": {"pairs": self.pairs, "seconds": self.seconds, "sums": self._sums, "since": list(self._since)},
+            "rng": torch.get_rng_state(),
+        }
+        save_checkpoint(self.folder / CHECKPOINT, state)
+        return time.monotonic()
+
+    def _restore(self, state: Record) -> int:
+        if state["fingerprint"] != self.fingerprint:
+            raise InputError(
+                f"the checkpoint in {self.folder} belongs to another recipe or other images; "
+                "resume with the run's own recipe and data, or start again with --overwrite"
+            )
+        for role, network in self.workshop.networks.items():
+            plain_network(network).load_state_dict(state["networks"][role])
+        self.best, self.history = state["best"], state["history"]
+        progress = state["progress"]
+        self.pairs, self.seconds, self._sums = progress["pairs"], progress["seconds"], progress["sums"]
+        self._since = (progress["since"][0], progress["since"][1])
+        self.position = (state["position"][0], state["position"][1])
+        torch.set_rng_state(state["rng"])
+        return self.position[0]
+
+    @contextmanager
+    def _stopping_cleanly(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the run after the current step; a second Ctrl-C ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` indices spread evenly over `count` items."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+
+
+def default_threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _accuracy(network: torch.nn.Module, images: ImageSet, workshop: Workshop) -> float | None:
+    if images.labels is None:
+        return None
+    logits = predict_logits(network, images.squares, workshop.recipe.data.preprocessing)
+    return accuracy(logits, torch.from_numpy(images.labels))
