@@ -42,14 +42,21 @@ def adapt(recipe: Recipe, out: Path | None, watcher: Watcher, resume: bool = Fal
     """
     recipe = resolve(recipe)
     planned = stages(recipe)
+    if recipe.select.rule == "oracle" and recipe.data.target_test is None:
+        raise InputError(
+            "selection by oracle reads target-test labels: give --target-test, or select by im, snd or last"
+        )
     run = RunDirectory(_claim(out, recipe, resume, overwrite))
     data = load_domains(recipe.data)
+    torch.manual_seed(recipe.train.seed)
+    networks, origins = _networks(recipe, planned, len(data.classes))
     try:
         if not resume:
             _clear(run.path)
         run.path.mkdir(parents=True, exist_ok=True)
         _write(run.path / RECIPE, recipe.to_yaml())
-        return _train(recipe, planned, run, data, watcher, resume)
+        fit = _train(recipe, planned, run, data, networks, watcher, resume)
+        return _finish(recipe, run, data, networks, fit, origins)
     except OSError as error:
         raise from_os_error(error, f"writing the run {run.path}") from error
 
@@ -129,33 +136,39 @@ def _clear(folder: Path) -> None:
 
 
 def _train(
-    recipe: Recipe, planned: list[Stage], run: RunDirectory, data: Domains, watcher: Watcher, resume: bool
-) -> Record:
+    recipe: Recipe,
+    planned: list[Stage],
+    run: RunDirectory,
+    data: Domains,
+    networks: dict[str, Network],
+    watcher: Watcher,
+    resume: bool,
+) -> Fit:
     fabric = Fabric(accelerator=recipe.train.device, devices=1, precision=FABRIC[recipe.train.precision])  # type: ignore[arg-type]
-    torch.manual_seed(recipe.train.seed)
-    networks, origins = _networks(recipe, planned, len(data.classes))
-    set_up = {role: fabric.setup_module(network) for role, network in networks.items()}
-    workshop = Workshop(fabric, recipe, set_up)
+    workshop = Workshop(fabric, recipe, {role: fabric.setup_module(network) for role, network in networks.items()})
     batches = PairedBatches(
-        data.source, data.target, recipe.data.preprocessing, recipe.data.augment,
-        recipe.train.batch_size, recipe.train.seed, fabric.device,
-    )  # fmt: skip
+        data.source,
+        data.target,
+        recipe.data.preprocessing,
+        recipe.data.augment,
+        recipe.train.batch_size,
+        recipe.train.seed,
+        fabric.device,
+    )
     fit = Fit(workshop, planned, batches, data, run.path, watcher, _fingerprint(recipe, data))
     fit.run(resume)
-    return _finish(recipe, run, data, networks, fit, origins)
+    return fit
 
 
 def _networks(recipe: Recipe, planned: list[Stage], classes: int) -> tuple[dict[str, Network], dict[str, str]]:
-    """The networks of every role that is trained; the source-only student starts as the student does."""
-    roles = {role for stage in planned for role in stage.roles}
+    """The networks of every role that is trained or started from."""
+    roles = {role for stage in planned for role in (*stage.roles, *stage.starts_from.values())}
     networks: dict[str, Network] = {}
     origins: dict[str, str] = {}
     for role in (role for role in ("teacher", "student", "source_only") if role in roles):
         part = recipe.teacher if role == "teacher" else recipe.student
-        if role == "source_only" and "student" in networks:
-            network, _ = build_network(networks["student"].architecture)
-            network.load_state_dict(networks["student"].state_dict())
-            origins[role] = origins["student"]
+        if role == "source_only":
+            network, origins[role] = build_network(networks["student"].architecture)[0], origins["student"]
         else:
             architecture = Architecture(part.backbone, classes, part.bottleneck)
             network, origins[role] = build_network(architecture, part.pretrained)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,29 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_strip(state, "", tensors))
     folder.mkdir(parents=True, exist_ok=True)
-    final, temporary = folder / FILE, folder / f"{FILE}.part"
+    write_safetensors(folder / FILE, tensors, {"tree": tree})
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a whole file or none: until it is complete and on the disk, what was at `path` stays.
+
+    Raises OSError when the disk is full or the folder is not ours.
+    """
+    temporary = path.with_name(f"{path.name}.part")
     try:
-        save_file(tensors, temporary, metadata={"tree": tree})
+        save_file(tensors, temporary, metadata=metadata)
+        _sync(temporary)
+        os.replace(temporary, path)
     except SafetensorError as error:
         temporary.unlink(missing_ok=True)
-        if "os error 28" in str(error):
-            raise OSError(28, "No space left on device", str(temporary)) from error
+        number = re.search(r"os error (\d+)", str(error))
+        if number:
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(temporary)) from error
         raise
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(temporary)
-    os.replace(temporary, final)
-    _sync(folder)
+    _sync(path.parent)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -55,8 +65,9 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 def _strip(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().to("cpu", copy=True).contiguous()
-        return {_TENSOR: path}
+        name = f"{len(tensors)}{path}"  # numbered: keys may be 1 and "1", or hold a slash
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {_TENSOR: name}
     if isinstance(value, dict):
         # keys of optimizer states are integers, which JSON objects cannot have
         return {"items": [[key, _strip(child, f"{path}/{key}", tensors)] for key, child in value.items()]}

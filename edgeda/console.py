@@ -28,6 +28,7 @@ def set_up_logging() -> None:
     ours.handlers[:] = [_Lines()]
     ours.setLevel(logging.INFO)
     ours.propagate = False
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
 class TrainingDisplay:

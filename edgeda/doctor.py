@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeda import __version__
+from edgeda.errors import one_line
 from edgeda.profiling.machine import cpu_flags, machine, machine_line
 from edgeda.report.tables import Column, text_table
 
@@ -25,7 +26,7 @@ class Extra:
 
 EXTRAS = {
     "train": Extra(
-        "adapt, prune and export",
+        "adapt, prune, export",
         {
             "torch": "torch",
             "torchvision": "torchvision",
@@ -35,13 +36,13 @@ EXTRAS = {
             "fvcore": "fvcore",
             "onnx": "onnx",
             "onnxscript": "onnxscript",
-            "onnxruntime": "onnxruntime",
         },
     ),
     "cpu": Extra("run .onnx files on a CPU", {"onnxruntime": "onnxruntime"}),
-    "gpu": Extra("run .onnx files on an NVIDIA GPU", {"onnxruntime-gpu": "onnxruntime"}),
+    "gpu": Extra("run models on an NVIDIA GPU", {"onnxruntime-gpu": "onnxruntime", "tensorrt": "tensorrt"}),
     "openvino": Extra("run models with OpenVINO", {"openvino": "openvino"}),
     "data": Extra("built-in and benchmark images", {"mlxtend": "mlxtend", "scikit-learn": "sklearn"}),
+    "ray": Extra("many runs at once", {"ray": "ray"}),
     "video": Extra("video files, streams and cameras", {"opencv-python-headless": "cv2"}),
 }
 ORT_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -54,7 +55,12 @@ _INT8 = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 _VECTOR = ("avx2", "avx512f", "asimd", "sve")
 
 _ABILITY_COLUMNS = (Column("what", "this machine can"), Column("able", "?"), Column("detail", "with, or why not"))
-_EXTRA_COLUMNS = (Column("extra", "extra"), Column("complete", "?"), Column("brings", "brings"), Column("found", "found"))
+_EXTRA_COLUMNS = (
+    Column("extra", "extra"),
+    Column("complete", "?"),
+    Column("brings", "for"),
+    Column("found", "found"),
+)
 
 
 def diagnose() -> dict[str, Any]:
@@ -81,11 +87,11 @@ def diagnose() -> dict[str, Any]:
         "machine_line": machine_line(described),
         "extras": {name: _extra(name, extra, owners, broken) for name, extra in EXTRAS.items()},
         "abilities": [
-            _ability("train", _lacks("train", broken, *_TRAINING), cuda or f"on the CPU, {described['threads']} threads"),
+            _ability("train", _lacks("train", broken, *_TRAINING), cuda or "on the CPU"),
             _ability("export to ONNX", _lacks("train", broken, *_EXPORTING)),
             _ability("run .onnx files", _lacks("cpu", broken, "onnxruntime"), ", ".join(providers)),
             _ability("run with OpenVINO", _lacks("openvino", broken), "on the CPU"),
-            _ability("build and run TensorRT engines", _no_tensorrt(tensorrt, gpu, broken), f"on {gpu}"),
+            _ability("use TensorRT", _no_tensorrt(tensorrt, gpu, broken), f"on {gpu}"),
             _ability("read video and cameras", _lacks("video", broken)),
         ],
         "cpu": instruction_sets(cpu_flags()),
@@ -106,7 +112,7 @@ def doctor_text(found: Mapping[str, Any], width: int = 80) -> str:
             "",
             text_table(extras, _EXTRA_COLUMNS, width),
             "",
-            *(f"to {extra['brings']}: {extra['install']}" for extra in wanted),
+            *(f"missing: {extra['brings']} ({extra['install']})" for extra in wanted),
             *(f"CPU: {line}" for line in found["cpu"]["meaning"]),
             *(f"warning: {line}" for line in found["warnings"]),
         ]
@@ -137,7 +143,7 @@ def _import(name: str, broken: dict[str, str]) -> Any:
             warnings.simplefilter("ignore")
             module = importlib.import_module(name)
     except Exception as error:  # noqa: BLE001 - a broken installation fails in any way it likes
-        broken[name] = " ".join(str(error).split())[:160] or type(error).__name__
+        broken[name] = one_line(error)
         return None
     if module.__file__ is None:
         broken[name] = "only its folder is left; uninstall and install it again"
@@ -165,7 +171,7 @@ def _no_tensorrt(tensorrt: Any, gpu: str | None, broken: Mapping[str, str]) -> l
     if not gpu:
         return ["no NVIDIA GPU or driver here"]
     if tensorrt is None:
-        return ["tensorrt is broken" if "tensorrt" in broken else "tensorrt not installed: take the one for your CUDA"]
+        return ["tensorrt is broken" if "tensorrt" in broken else "tensorrt not installed"]
     return []
 
 

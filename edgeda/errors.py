@@ -55,7 +55,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtra(
-            f"{purpose} needs the package {module.split('.')[0]} ({_one_line(error)}); "
+            f"{purpose} needs the package {module.split('.')[0]} ({one_line(error)}); "
             f"install it with: pip install 'edgeda[{extra}]'"
         ) from error
 
@@ -72,9 +72,10 @@ def from_os_error(error: OSError, doing: str) -> InputError:
     where = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InputError(f"the disk is full while {doing}{where}; free some space and try again")
-    reason = error.strerror or _one_line(error)
+    reason = error.strerror or one_line(error)
     return InputError(f"{reason} while {doing}{where}")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The message of any exception without line breaks, at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Batched prediction with a torch network."""
+"""Batched prediction with a torch network, and BatchNorm statistics estimated anew."""
 
 from __future__ import annotations
 
@@ -28,3 +28,29 @@ def predict_logits(network: nn.Module, squares: Pixels, preprocessing: Preproces
     finally:
         network.train(was_training)
     return torch.cat(parts).clone()
+
+
+@torch.no_grad()
+def estimate_statistics(network: nn.Module, squares: Pixels, preprocessing: Preprocessing, batch: int = BATCH) -> None:
+    """Replace BatchNorm running statistics by those of stored squares `(N, S, S, 3)` (AdaBN, Li et al., 2016).
+
+    Averages over batches of equal weight, without augmentation; weights are not touched. Images beyond
+    the last whole batch are left out unless there is only one. Needs two images or more.
+    """
+    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not layers or len(squares) < 2:
+        return
+    device = next(network.parameters()).device
+    was_training, momenta = network.training, [layer.momentum for layer in layers]
+    network.train()
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # cumulative average
+        for at in range(0, max(len(squares) - batch, 0) + 1, batch):
+            images = torch.from_numpy(np.ascontiguousarray(squares[at : at + batch])).to(device)
+            network(prepare(images, preprocessing))
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        network.train(was_training)

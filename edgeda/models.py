@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from edgeda.checkpoint import write_safetensors
 from edgeda.errors import InputError, did_you_mean
 from edgeda.runtime.preprocessing import Preprocessing
 
@@ -95,10 +96,12 @@ class LogitsOnly(nn.Module):
 def backbone_name(name: str) -> str:
     """The timm name of `name` or of its alias; InputError with the nearest known name otherwise."""
     resolved = ALIASES.get(name.lower(), name)
-    if not timm.is_model(resolved.split(".")[0]):
-        near = timm.list_models(f"*{resolved[:6]}*") or timm.list_models("resnet*")
-        hint = did_you_mean(name, [*ALIASES, *near]).split("; known")[0]
+    base, _, tag = resolved.partition(".")
+    if not timm.is_model(base):
+        hint = did_you_mean(name.lower(), [*ALIASES, *timm.list_models()]).split("; known")[0]
         raise InputError(f"unknown backbone '{name}'{hint}; any timm name works, and {', '.join(ALIASES)}")
+    if tag and resolved not in timm.list_models(f"{base}.*", pretrained=True):
+        raise InputError(f"timm has no weights '{tag}' for {base}; leave out '.{tag}' for its own choice")
     return resolved
 
 
@@ -116,7 +119,8 @@ def build_network(architecture: Architecture, pretrained: str = "none") -> tuple
     else:
         backbone = _create(name, False)
         origin = _load_backbone(backbone, Path(pretrained).expanduser())
-    width = getattr(backbone, "num_features", None)
+    # with num_classes=0 timm keeps what follows the pooling (MobileNetV3, VGG): wider than num_features
+    width = getattr(backbone, "head_hidden_size", None) or getattr(backbone, "num_features", None)
     if not isinstance(width, int):
         raise InputError(f"backbone '{name}' does not say how wide its features are; choose another")
     return Network(Architecture(name, architecture.classes, architecture.bottleneck), backbone, width), origin
@@ -164,7 +168,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         reason = str(error).split("\n")[0][:160]
         raise InputError(f"cannot read weights from {path}: {reason}") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise InputError(f"{path} holds no state dict of tensors")
     return dict(state)
 
@@ -183,9 +189,7 @@ def save_network(path: Path, state: Mapping[str, Tensor], card: NetworkCard) -> 
         "role": card.role,
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    temporary = path.with_name(path.name + ".part")
-    save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(described, sort_keys=True)})
-    temporary.replace(path)
+    write_safetensors(path, tensors, {METADATA_KEY: json.dumps(described, sort_keys=True)})
 
 
 def read_card(path: Path) -> NetworkCard:

@@ -29,6 +29,7 @@ def _number(value: object) -> object:
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
+Share = Annotated[Number, Field(gt=0, le=1)]
 Range = tuple[Number, Number]
 
 
@@ -128,6 +129,8 @@ class AdaptRecipe(_Strict):
     """What the ramp gamma(p) multiplies: the alignment (DAN, TCP) or the cross-entropy (eq. 2 as printed)."""
     batchnorm: Literal["joint", "per-domain"] = "joint"
     """Training statistics over the stacked source and target batch, or one forward per domain."""
+    target_statistics: bool = False
+    """Ship adapted networks with BatchNorm statistics estimated anew on target images (AdaBN)."""
 
 
 class DistillRecipe(_Strict):
@@ -137,7 +140,7 @@ class DistillRecipe(_Strict):
     """Temperature."""
     alpha: Annotated[Number, Field(ge=0)] = 0.8
     """Weight of the student's cross-entropy on source labels (eq. 4)."""
-    beta: tuple[Positive, Positive] = (0.1, 0.9)
+    beta: tuple[Share, Share] = (0.1, 0.9)
     """Start and end of the weight of distillation (eqs. 6-7)."""
     recompute_teacher: bool = True
     """Compute the teacher's logits again after its step, as Algorithm 1 does."""
@@ -151,10 +154,10 @@ class TrainRecipe(_Strict):
     epochs: Annotated[int, Field(ge=1)] = 20
     """Passes over the source, of the method's main stage."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    """Passes over the source that the teacher (and the student's own copy) learn before adapting."""
+    """Passes over the source that teacher and student learn before adapting."""
     batch_size: Annotated[int, Field(ge=2)] = 32
     """Images of each domain in a batch."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0: all cores."""
@@ -213,7 +216,7 @@ def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
             raise InputError(f"--set {pair}: expected key=value, such as --set distill.tau=4")
         try:
             parsed[key.strip()] = yaml.safe_load(text) if text.strip() else None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise InputError(f"--set {pair}: the value is not YAML") from error
     return parsed
 
@@ -234,7 +237,7 @@ def read_recipe(source: str) -> dict[str, Any]:
         raise InputError(f"no such recipe file or preset: {source}{did_you_mean(source, preset_names())}")
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"recipe {where} is not YAML: {' '.join(str(error).split())[:200]}") from error
     if values is None:
         return {}
@@ -285,7 +288,7 @@ def _explain(error: ValidationError, source: str | None) -> str:
         return f"{where}unknown key '{dotted}'{hint}"
     if first["type"] == "missing":
         return f"{where}'{dotted}' is missing"
-    return f"{where}{dotted}: {first['msg'].lower()} (got {first['input']!r})"
+    return f"{where}{dotted}: {first['msg'].lower().removeprefix('value error, ')} (got {first['input']!r})"
 
 
 def _keys_at(location: list[str]) -> list[str]:

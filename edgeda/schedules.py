@@ -11,7 +11,7 @@ def beta(progress: float, start: float = 0.1, end: float = 0.9) -> float:
 
     beta_t = b * exp(g * t) with g = log(f / b) / epochs, which is b * (f / b) ** p for t = p * epochs.
     """
-    return start * (end / start) ** progress
+    return float(start * (end / start) ** progress)
 
 
 def gamma(progress: float, steepness: float = 10.0) -> float:

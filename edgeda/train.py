@@ -23,7 +23,7 @@ from edgeda.checkpoint import load_checkpoint, save_checkpoint
 from edgeda.data import Domains, ImageSet
 from edgeda.data.batches import PairedBatches
 from edgeda.errors import Diverged, InputError, Interrupted
-from edgeda.inference import predict_logits
+from edgeda.inference import estimate_statistics, predict_logits
 from edgeda.methods.base import Method, Stage, Workshop, plain_network
 from edgeda.selection import accuracy, is_better, label_free_scores
 
@@ -72,9 +72,15 @@ class Fit:
         self._write_metrics()
         with self._stopping_cleanly():
             for index in range(first, len(self.stages)):
-                method = self.stages[index].build(self.workshop)
+                stage = self.stages[index]
                 if state and index == first:
+                    method = stage.build(self.workshop)
                     method.load_state(state["method"])
+                else:
+                    for role, origin in stage.starts_from.items():
+                        weights = plain_network(self.workshop.networks[origin]).state_dict()
+                        plain_network(self.workshop.networks[role]).load_state_dict(weights)
+                    method = stage.build(self.workshop)
                 self._stage(index, method)
 
     def _stage(self, index: int, method: Method) -> None:
@@ -137,8 +143,12 @@ class Fit:
 
     def _score(self, role: str, stage: Stage, epoch: int) -> Record:
         network, data = self.workshop.networks[role], self.data
-        preprocessing = self.workshop.recipe.data.preprocessing
+        recipe = self.workshop.recipe
+        preprocessing = recipe.data.preprocessing
         scored = data.target.take(spread(len(data.target), SCORED_IMAGES))
+        trained = {name: value.clone() for name, value in network.named_buffers()}
+        if stage.adapts and recipe.adapt.target_statistics:
+            estimate_statistics(network, scored.squares, preprocessing)
         result: Record = {
             "scores": label_free_scores(predict_logits(network, scored.squares, preprocessing)),
             "source_accuracy": _accuracy(network, data.source_test, self.workshop),
@@ -147,9 +157,11 @@ class Fit:
         mine = {**result, "role": role, "stage": stage.name, "epoch": epoch}
         best = self.best.get(role)
         same_stage = best is not None and best["record"]["stage"] == stage.name
-        if is_better(self.workshop.recipe.select.rule, mine, best["record"] if best and same_stage else None):
+        if is_better(recipe.select.rule, mine, best["record"] if best and same_stage else None):
             weights = {key: value.detach().cpu().clone() for key, value in plain_network(network).state_dict().items()}
             self.best[role] = {"record": mine, "weights": weights}
+        for name, value in network.named_buffers():
+            value.copy_(trained[name])
         return result
 
     def _write_metrics(self) -> None:

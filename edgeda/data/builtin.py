@@ -9,6 +9,7 @@ usps:FOLDER, usps-test:FOLDER   7,291 and 2,007 digits from zip.train.gz and zip
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -76,7 +77,7 @@ def _usps_part(name: str, file: str, folder: str) -> ArrayDomain:
     try:
         with gzip.open(path, "rt", encoding="ascii") as opened:
             rows = np.loadtxt(opened, dtype=np.float32, ndmin=2)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} is not USPS as published (gzipped lines of label and 256 values): {error}") from error
     if rows.shape[1] != 257:
         raise InputError(f"{path} has {rows.shape[1]} values a line; USPS has 257")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 VIDEO_SUFFIXES = frozenset([".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"])
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".csv"})
+_LISTED = re.compile(r"(.*?\S)(?:\s*,\s*|\s+)([^\s,]+)")
+"""A path, a comma, tab or spaces, and a word without any."""
 
 Labels = NDArray[np.int64]
 
@@ -134,7 +137,11 @@ def class_folders(root: Path) -> FileDomain:
             labels += [len(names)] * len(found)
             names.append(_printable(folder.name))
             paths += found
-    loose = [child for child in root.iterdir() if child.is_file() and child.suffix.lower() in IMAGE_SUFFIXES]
+    loose = [
+        child
+        for child in root.iterdir()
+        if child.is_file() and child.suffix.lower() in IMAGE_SUFFIXES and not child.name.startswith(".")
+    ]
     if not paths and loose:
         raise InputError(f"{root} has {len(loose)} images but no class folders; expected {root}/<class name>/<image>")
     domain = FileDomain(root.name, paths, np.asarray(labels, np.int64), tuple(names))
@@ -155,22 +162,23 @@ def image_list(path: Path, labelled: bool) -> FileDomain:
     paths: list[Path] = []
     words: list[str] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"image list {path} cannot be read as UTF-8 text: {error}") from error
     for number, line in enumerate(lines, 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
-        head, _, last = text.replace("\t", " ").replace(",", " ").rpartition(" ")
+        parts = _LISTED.fullmatch(text)
+        head, last = parts.groups() if parts else ("", text)
         has_label = bool(head) and Path(last).suffix.lower() not in IMAGE_SUFFIXES
         if labelled and not has_label:
             raise InputError(f"{path}, line {number}: expected 'path label', found '{text[:80]}'")
-        paths.append(path.parent / (head.strip() if has_label else text))
+        paths.append(path.parent / (head if has_label else text))
         words.append(last if has_label else "")
     if not labelled:
         return FileDomain(path.stem, paths)
-    numeric = all(word.lstrip("-").isdigit() for word in words)
+    numeric = all(re.fullmatch(r"-?[0-9]{1,9}", word) for word in words)
     names = sorted(set(words), key=int) if numeric else sorted(set(words))
     index = {name: position for position, name in enumerate(names)}
     return FileDomain(path.stem, paths, np.asarray([index[word] for word in words], np.int64), tuple(names))
@@ -198,11 +206,18 @@ def _existing(spec: str) -> Path:
 
 
 def _images_below(folder: Path, ignored: list[str]) -> Iterator[Path]:
-    """Image files below a folder in sorted order; links are followed, each real folder once."""
+    """Image files below a folder in sorted order; links are followed, each real folder once, never upwards."""
     seen: set[str] = set()
-    for at, folders, files in os.walk(folder, followlinks=True):
+    top = Path(os.path.realpath(folder))
+
+    def unreadable(error: OSError) -> None:
+        ignored.append(f"{_printable(str(error.filename))} (cannot be opened: {error.strerror})")
+
+    for at, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
         real = os.path.realpath(at)
-        if real in seen:
+        # a link from a class folder to one above it would bring in the other classes' images
+        upwards = at != str(folder) and top.is_relative_to(real)
+        if real in seen or upwards:
             folders.clear()
             continue
         seen.add(real)

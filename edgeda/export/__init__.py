@@ -41,7 +41,6 @@ def export_run(
     out: Path | None = None,
     overwrite: bool = False,
     gmacs: float | None = None,
-    params_m: float | None = None,
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Export a run's student to `out`/student.onnx with `manifest.json` beside it; `out` is RUN/exports.
@@ -69,11 +68,11 @@ def export_run(
         batch=(1, None),
         source_run=run.name,
         gmacs=gmacs,
-        params_m=parameters_m(network) if params_m is None else params_m,
+        params_m=parameters_m(network),
         tools={
             "edgeda": edgeda.__version__,
             "torch": str(torch.__version__),
-            "onnx": str(require("onnx", "export", "exporting to ONNX").__version__),
+            "onnx": str(require("onnx", "train", "exporting to ONNX").__version__),
         },
     )
     try:
@@ -115,7 +114,7 @@ def _check_images(images: Pixels, labels: NDArray[np.int64] | None, side: int, c
 
 def _check_place(path: Path, manifest_path: Path, run_name: str | None) -> None:
     """InputError unless what lies there is an export of edgeda, and of this run where that is asked."""
-    advice = "choose another folder or move it away"
+    advice = "choose another --out, or pass --overwrite"
     readers: dict[Path, Callable[[Path], Manifest | None]] = {
         path: read_manifest,
         manifest_path: lambda beside: Manifest.from_json(beside.read_text(encoding="utf-8")),

@@ -44,7 +44,7 @@ def export_onnx(network: Network, manifest: Manifest, path: Path) -> Manifest:
     del model.metadata_props[:]
     for key, value in ((METADATA_KEY, manifest.embedded()), (NAMES_KEY, json.dumps(names))):
         model.metadata_props.add(key=key, value=value)
-    onnx = require("onnx", "export", "exporting to ONNX")
+    onnx = require("onnx", "train", "exporting to ONNX")
     onnx.checker.check_model(model, full_check=True)
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
@@ -70,7 +70,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def _convert(network: Network, manifest: Manifest) -> ModelProto:
     """Torch's own exporter, in silence; it folds every BatchNorm into the layer before it."""
     for package in ("onnx", "onnxscript"):
-        require(package, "export", "exporting to ONNX")
+        require(package, "train", "exporting to ONNX")
     module = LogitsOnly(copy.deepcopy(network)).to("cpu", torch.float32).eval()
     size = manifest.preprocessing.size
     noise = io.StringIO()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from edgeda.alignments import check_names
 from edgeda.errors import InputError, did_you_mean
 from edgeda.methods import kd_uda, source_only
 from edgeda.methods.base import Method, Stage, Workshop
-from edgeda.methods.source_only import source_only_stage
 from edgeda.recipe import Recipe
 
 __all__ = ["METHODS", "Method", "Stage", "Workshop", "stages"]
@@ -19,8 +19,8 @@ METHODS: dict[str, Callable[[Recipe], list[Stage]]] = {
 
 
 def stages(recipe: Recipe) -> list[Stage]:
-    """The stages of a run: the source-only student that everything is compared with, then the method's own."""
+    """The stages of a run, in order; one of them trains the source-only student it is compared with."""
     if recipe.method not in METHODS:
         raise InputError(f"unknown method '{recipe.method}'{did_you_mean(recipe.method, METHODS)}")
-    reference = source_only_stage("source_only", "source-only", recipe.train.epochs)
-    return [reference, *METHODS[recipe.method](recipe)]
+    check_names(recipe.adapt.alignment)
+    return METHODS[recipe.method](recipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -169,6 +169,10 @@ class Stage:
     build: Callable[[Workshop], Method]
     scored: bool = True
     """Whether epochs are evaluated and compete for selection."""
+    adapts: bool = False
+    """Whether the target is seen: only then may BatchNorm statistics come from it."""
+    starts_from: Mapping[str, str] = field(default_factory=dict)
+    """Networks that begin with a copy of another's weights: {role: role copied from}."""
 
 
 def detached(terms: Mapping[str, Tensor]) -> Terms:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from edgeda.data.batches import Batch
 from edgeda.losses.distillation import distillation_kl
 from edgeda.methods.base import Method, Stage, Terms, Workshop, detached
-from edgeda.methods.source_only import source_only_stage
+from edgeda.methods.source_only import reference_stage, warm_up_stages
 from edgeda.models import Output
 from edgeda.recipe import Recipe
 from edgeda.schedules import beta
@@ -68,8 +68,9 @@ class KdUda(Method):
 
 
 def plan(recipe: Recipe) -> list[Stage]:
-    """A source warm-up of the teacher if the recipe has one, then the joint stage."""
-    stages = [Stage("joint", recipe.train.epochs, ("teacher", "student"), KdUda)]
-    if recipe.train.warmup_epochs:
-        stages.insert(0, source_only_stage("teacher", "warm-up", recipe.train.warmup_epochs, scored=False))
-    return stages
+    """A source warm-up of both networks if the recipe has one, the source-only reference, the joint stage."""
+    return [
+        *warm_up_stages(recipe, "student", "teacher"),
+        reference_stage(recipe),
+        Stage("joint", recipe.train.epochs, ("teacher", "student"), KdUda, adapts=True),
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 
 from edgeda.data.batches import Batch
@@ -25,11 +27,31 @@ class SourceOnly(Method):
         return detached({"cross_entropy": loss})
 
 
-def source_only_stage(role: str, name: str, epochs: int, scored: bool = True) -> Stage:
-    """A stage of source-only training for one role."""
-    return Stage(name, epochs, (role,), lambda workshop: SourceOnly(workshop, role), scored)
+def warm_up_stages(recipe: Recipe, *roles: str) -> list[Stage]:
+    """Source-only training that a run begins with; it is not scored."""
+    epochs = recipe.train.warmup_epochs
+    return [
+        Stage(f"{role} warm-up", epochs, (role,), partial(SourceOnly, role=role), scored=False)
+        for role in roles
+        if epochs
+    ]
+
+
+def reference_stage(recipe: Recipe) -> Stage:
+    """The source-only student every run is compared with.
+
+    It starts from the student's weights as they are then (after the student's warm-up, if there is one)
+    and trains as long, on the same schedule and augmentation, as the method's own main stage.
+    """
+    return Stage(
+        "source-only",
+        recipe.train.epochs,
+        ("source_only",),
+        partial(SourceOnly, role="source_only"),
+        starts_from={"source_only": "student"},
+    )
 
 
 def plan(recipe: Recipe) -> list[Stage]:
-    """Nothing beside the source-only student that every run trains."""
-    return []
+    """The student's warm-up, then the reference itself."""
+    return [*warm_up_stages(recipe, "student"), reference_stage(recipe)]

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeda.errors import InputError, from_os_error, require
+from edgeda.errors import InputError, from_os_error, one_line, require
 
 if TYPE_CHECKING:
     from torch import nn
 
 Shape = tuple[int, ...]
 
-_WEIGHT_POSITIONS = {
+_WEIGHT_POSITIONS = {  # the operators that are counted, and which of their inputs is the weight
     "Conv": 1,
     "ConvInteger": 1,
     "ConvTranspose": 1,
@@ -31,7 +31,6 @@ _WEIGHT_POSITIONS = {
     "QLinearConv": 3,
     "QLinearMatMul": 3,
 }
-
 _WEIGHT_INPUTS = {  # where quantized arithmetic takes its weights and biases from; the rest are scales and zero points
     "DequantizeLinear": (0,),
     "QLinearConv": (3, 8),
@@ -63,23 +62,23 @@ def torch_complexity(network: nn.Module, input_size: int) -> Complexity:
     Raises InputError when the network does not take such images.
     """
     torch = require("torch", "train", "counting a network's arithmetic")
-    fvcore = require("fvcore.nn", "train", "counting a network's arithmetic")
-    example = next(network.parameters())
-    images = torch.zeros(1, 3, input_size, input_size, dtype=example.dtype, device=example.device)
-    training = network.training
-    network.eval()
-    try:
-        analysis = fvcore.FlopCountAnalysis(network, images)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+    modes = [(module, module.training) for module in network.modules()]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # fvcore scripts functions as it is imported, and traces the network
+        fvcore = require("fvcore.nn", "train", "counting a network's arithmetic")
+        example = next(network.parameters())
+        images = torch.zeros(1, 3, input_size, input_size, dtype=example.dtype, device=example.device)
+        try:
+            analysis = fvcore.FlopCountAnalysis(network.eval(), images)
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+            analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
             macs = float(analysis.total())
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"the network does not take images of {input_size} x {input_size}: {reason}") from error
-    finally:
-        network.train(training)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            size = f"{input_size} x {input_size}"
+            raise InputError(f"the network does not take images of {size}: {one_line(error)}") from error
+        finally:
+            for module, training in modes:
+                module.training = training
     return _complexity(macs, sum(parameter.numel() for parameter in network.parameters()))
 
 
@@ -111,8 +110,7 @@ def onnx_complexity(path: Path, input_size: int | None = None) -> Complexity:
             output.type.tensor_type.ClearField("shape")
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # onnx raises its own RuntimeErrors and protobuf's
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: the shapes of this ONNX graph cannot be inferred: {reason}") from error
+        raise InputError(f"{path}: the shapes of this ONNX graph cannot be inferred: {one_line(error)}") from error
     graph = inferred.graph
     shapes = _shapes(graph)
     macs = sum(_node_macs(node, shapes, path) for node in graph.node)

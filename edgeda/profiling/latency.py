@@ -45,9 +45,9 @@ class Latency:
         return batch * 1e3 / self.mean_ms
 
 
-def nearest_rank(ordered: Sequence[float], percent: float) -> float:
-    """The smallest value that at least `percent` % of the ascending values do not exceed."""
-    return ordered[max(1, math.ceil(percent / 100 * len(ordered))) - 1]
+def nearest_rank(ordered: Sequence[float], percent: int) -> float:
+    """Of ascending values, the smallest that at least `percent` % (1 to 100) of them do not exceed."""
+    return ordered[-(-percent * len(ordered) // 100) - 1]
 
 
 def summarize(durations_ms: Sequence[float], pressure: float | None = None) -> Latency:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeda.artifacts import RunDirectory
-from edgeda.errors import EdgedaError
+from edgeda.errors import EdgedaError, InputError
 from edgeda.profiling import exported_subjects
 from edgeda.profiling.machine import compute_threads, machine, machine_line
 from edgeda.profiling.subjects import Subject, measure, weights_subject
@@ -44,13 +44,15 @@ def compare_run(run: RunDirectory, *, budget_s: float = 0.5, threads: int | None
         if run.weights(role).is_file() or accuracy(summary, role, "source") is not None
     ]
     subjects += [("export", subject) for subject in exported_subjects(run)]
+    if not subjects:
+        raise InputError(f"the run {run.path} holds neither networks nor exports; there is nothing to compare")
     rows: list[dict[str, Any]] = []
     errors: list[EdgedaError] = []
     for role, subject in subjects:
-        for profile, error in measure(subject, (1,), threads or compute_threads(), budget_s):
-            accuracies = {f"{domain}_accuracy": accuracy(summary, role, domain) for domain in ("target", "source")}
-            rows.append({"role": role, **profile.to_dict(), **accuracies})
-            errors += [error] if error else []
+        ((profile, error),) = measure(subject, (1,), threads or compute_threads(), budget_s)
+        accuracies = {f"{domain}_accuracy": accuracy(summary, role, domain) for domain in ("target", "source")}
+        rows.append({"role": role, **profile.to_dict(), **accuracies})
+        errors += [error] if error else []
     if len(errors) == len(rows):
         raise errors[0]
     described = machine()
@@ -75,7 +77,7 @@ def accuracy(summary: Mapping[str, Any], role: str, domain: str) -> float | None
 
 def conclusion(rows: Sequence[Row]) -> str:
     """What the rows of `compare_run` say, in one sentence; what was not measured is not claimed."""
-    by_role = {row["role"]: row for row in rows if row["role"] in ROLE_NAMES}
+    by_role = {role: next((row for row in rows if row["role"] == role), {}) for role in ROLE_NAMES}
     parts = [_on_target(by_role), _arithmetic(by_role), _fastest(rows, by_role["teacher"])]
     return "; ".join(part for part in parts if part) + "."
 
@@ -87,7 +89,9 @@ def compare_text(compared: Mapping[str, Any], width: int = 80) -> str:
 
 
 def _on_target(by_role: Mapping[str, Row]) -> str:
-    student, teacher, source_only = (by_role[role]["target_accuracy"] for role in ("student", "teacher", "source_only"))
+    student, teacher, source_only = (
+        by_role[role].get("target_accuracy") for role in ("student", "teacher", "source_only")
+    )
     if student is None:
         return "accuracy on the target is not known, as the run had no target labels"
     said = f"the adapted student reaches {student:.1f} % on the target"
@@ -108,7 +112,7 @@ def _points(value: float, other: float) -> str:
 
 
 def _arithmetic(by_role: Mapping[str, Row]) -> str:
-    student, teacher = by_role["student"]["gmacs"], by_role["teacher"]["gmacs"]
+    student, teacher = by_role["student"].get("gmacs"), by_role["teacher"].get("gmacs")
     if not student or not teacher:
         return ""
     return f"the student takes {_times(teacher / student, 'fewer', 'more')} GMACs than the teacher"
@@ -124,7 +128,7 @@ def _fastest(rows: Sequence[Row], teacher: Row) -> str:
         return ""
     best = min(candidates, key=lambda row: float(row["median_ms"]))
     said = f"it is fastest here as {best['model']} in {best['engine']}, {format_value(best['median_ms'])} ms an image"
-    if teacher["median_ms"] is None:
+    if teacher.get("median_ms") is None:
         return said
     ratio = teacher["median_ms"] / best["median_ms"]
     return f"{said}, {_times(ratio, 'faster', 'slower')} than the teacher in {teacher['engine']}"

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeda.errors import InputError, MachineError, did_you_mean, from_os_error, require
+from edgeda.errors import InputError, MachineError, did_you_mean, from_os_error, one_line, require
 from edgeda.runtime.manifest import METADATA_KEY, Manifest
 from edgeda.runtime.onnx_file import read_metadata
 
@@ -96,7 +96,7 @@ class OnnxRuntimeBackend(FileBackend):
         try:
             self._session = ort.InferenceSession(str(path), options, providers=wanted)
         except Exception as error:  # onnxruntime's errors share no parent but Exception
-            raise InputError(f"ONNX Runtime cannot load {path}: {_reason(error)}") from error
+            raise InputError(f"ONNX Runtime cannot load {path}: {one_line(error)}") from error
         if (used := self._session.get_providers()[0]) != wanted[0]:
             raise MachineError(f"ONNX Runtime fell back from {wanted[0]} to {used}; are its libraries installed?")
         self._session.disable_fallback()
@@ -113,7 +113,7 @@ class OnnxRuntimeBackend(FileBackend):
         try:
             (logits,) = self._session.run([self._output], {self._input: batch})
         except Exception as error:
-            raise InputError(f"ONNX Runtime cannot run {self.path}: {_reason(error)}") from error
+            raise InputError(f"ONNX Runtime cannot run {self.path}: {one_line(error)}") from error
         return np.asarray(logits, np.float32)
 
 
@@ -145,7 +145,7 @@ class OpenVinoBackend(FileBackend):
             model = core.read_model(str(path))
             compiled = core.compile_model(model, "CPU", config)
         except Exception as error:  # openvino raises bare RuntimeError and its own GeneralFailure
-            raise InputError(f"OpenVINO cannot load {path}: {_reason(error)}") from error
+            raise InputError(f"OpenVINO cannot load {path}: {one_line(error)}") from error
         used = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_dtype())
         used = _OPENVINO_TYPES.get(used, used)
         if used != wanted:
@@ -164,7 +164,7 @@ class OpenVinoBackend(FileBackend):
         try:
             self._request.infer({0: batch})
         except Exception as error:
-            raise InputError(f"OpenVINO cannot run {self.path}: {_reason(error)}") from error
+            raise InputError(f"OpenVINO cannot run {self.path}: {one_line(error)}") from error
         return np.array(self._request.get_tensor(self._output).data, np.float32)
 
 
@@ -263,7 +263,3 @@ def _checked_threads(threads: int | None) -> int | None:
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
     return threads
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -60,8 +60,9 @@ class Manifest:
         """The inverse of `to_dict`; keys of a later version are ignored, a later format refused."""
         if not isinstance(values, Mapping):
             raise InputError("the model's manifest is not a JSON object")
-        if int(values.get("format", 0)) > FORMAT:
-            raise InputError(f"the model's manifest has format {values['format']}; this edgeda reads up to {FORMAT}")
+        version = values.get("format")
+        if not isinstance(version, int) or version > FORMAT:
+            raise InputError(f"the model's manifest has format {version!r}; this edgeda reads up to {FORMAT}")
         known = {f.name for f in fields(cls)}
         try:
             kept = {key: value for key, value in values.items() if key in known}

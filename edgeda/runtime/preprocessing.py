@@ -63,8 +63,10 @@ class Preprocessing:
             raise InputError(f"the model's preprocessing cannot be read: {error!r}") from error
         if made.resize not in RESIZE_MODES or not 1 <= made.size <= 8192 or not 0.1 <= made.crop_pct <= 1:
             raise InputError(f"the model's preprocessing is not one edgeda knows: {dict(values)}")
-        if len(made.mean) != 3 or len(made.std) != 3 or min(made.std) <= 0:
-            raise InputError("the model's preprocessing needs three means and three positive standard deviations")
+        if len(made.mean) != 3 or len(made.std) != 3 or not np.isfinite([*made.mean, *made.std]).all():
+            raise InputError("the model's preprocessing needs three finite means and standard deviations")
+        if min(made.std) <= 0:
+            raise InputError("the model's preprocessing needs positive standard deviations")
         return made
 
 
