@@ -43,7 +43,8 @@ class TrainingDisplay:
         """Announce a stage."""
         self.close()
         begun = f", from step {done}" if done else ""
-        stderr.print(f"{name}: {epochs} epochs of {steps_per_epoch} batches{begun}", markup=False)
+        plural = "" if epochs == 1 else "s"
+        stderr.print(f"{name}: {epochs} epoch{plural} of {steps_per_epoch} batches{begun}", markup=False)
         if self._live:
             self._bar = Progress(
                 TextColumn("  {task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
@@ -60,14 +61,14 @@ class TrainingDisplay:
 
     def epoch(self, record: Record) -> None:
         """One line: losses, label-free score, accuracies, speed and time left in the stage."""
-        left = record["seconds"] * (record["epochs"] - record["epoch"])
-        losses = " ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
-        parts = [f"  epoch {record['epoch']}/{record['epochs']}  {losses}"]
+        parts = [f"  epoch {record['epoch']}/{record['epochs']}"]
         for role, scores in record["networks"].items():
             known = scores["target_accuracy"]
-            shown = f"target {known:.1f}%" if known is not None else f"im {scores['scores']['im']:.2f}"
+            shown = f"{known:.1f}% right on target" if known is not None else f"target im {scores['scores']['im']:.2f}"
             parts.append(f"{role.replace('_', '-')} {shown}")
-        parts.append(f"{record['pairs_per_s']:.1f} pairs/s, {_clock(left)} left in this stage")
+        parts.append(" ".join(f"{name} {value:.3f}" for name, value in record["losses"].items()))
+        left = record["seconds"] * (record["epochs"] - record["epoch"])
+        parts.append(f"{record['pairs_per_s']:.1f} pairs/s" + (f", {_clock(left)} left" if left else ""))
         stderr.print(" | ".join(parts), markup=False)
 
     def close(self) -> None:

@@ -58,6 +58,18 @@ class NetworkRecipe(_Strict):
     """Fraction of a stage over which the learning rate rises from 0."""
 
 
+class TeacherRecipe(NetworkRecipe):
+    """The big network that adapts."""
+
+    backbone: str = "resnet50"
+
+
+class StudentRecipe(NetworkRecipe):
+    """The small network that is shipped."""
+
+    backbone: str = "resnet18"
+
+
 class AugmentRecipe(_Strict):
     """Random geometry and light, the same for both domains and for every network."""
 
@@ -164,8 +176,8 @@ class TrainRecipe(_Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     clip_norm: Annotated[Number, Field(ge=0)] = 0.0
     """Largest gradient norm; 0: no clipping."""
-    checkpoint_minutes: Annotated[Number, Field(ge=0)] = 5.0
-    """A checkpoint is written at the end of an epoch, and within one when this long has passed."""
+    checkpoint_minutes: Annotated[Number, Field(ge=0)] = 2.0
+    """Minutes of training between two checkpoints, the most that a crash can lose; 0: every step."""
 
 
 class SelectRecipe(_Strict):
@@ -180,8 +192,8 @@ class Recipe(_Strict):
 
     name: str = "default"
     method: str = "kd-uda"
-    teacher: NetworkRecipe = NetworkRecipe(backbone="resnet50")
-    student: NetworkRecipe = NetworkRecipe(backbone="resnet18")
+    teacher: TeacherRecipe = TeacherRecipe()
+    student: StudentRecipe = StudentRecipe()
     data: DataRecipe
     adapt: AdaptRecipe = AdaptRecipe()
     distill: DistillRecipe = DistillRecipe()

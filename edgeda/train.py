@@ -29,7 +29,7 @@ from edgeda.selection import accuracy, is_better, label_free_scores
 
 Record = dict[str, Any]
 
-SCORED_IMAGES = 1000
+SCORED_IMAGES = 512
 """Target images, spread over the domain, that label-free scores are computed on."""
 
 
@@ -63,6 +63,7 @@ class Fit:
         self.pairs, self.seconds = 0, 0.0
         self._sums: dict[str, float] = {}
         self._since: tuple[float, int] = (0.0, 0)
+        self._saved = time.monotonic()
         self._stop = False
 
     def run(self, resume: bool) -> None:
@@ -89,7 +90,7 @@ class Fit:
         done = self.position[1] if self.position[0] == index else 0
         self.position = (index, done)
         self.watcher.stage(stage.name, stage.epochs, per_epoch, done)
-        started = saved = time.monotonic()
+        started = time.monotonic()
         for step in range(done, total):
             self._train_mode(stage)
             batch = self.batches.get(index, step)
@@ -97,8 +98,8 @@ class Fit:
                 terms = method.step(batch, step / total)
             except Diverged as error:
                 where = f"stage {stage.name}, epoch {step // per_epoch + 1}, batch {step % per_epoch + 1}"
-                hint = "lower the learning rate (--set teacher.lr=..., student.lr=...) or use --precision fp32"
-                raise Diverged(f"{error} in {where}; {hint}, then go on with --resume or --overwrite") from error
+                hint = "start again with --overwrite and a lower learning rate (--set teacher.lr=..., student.lr=...) or --precision fp32"
+                raise Diverged(f"{error} in {where}; {hint}") from error
             self._add(terms)
             self.position = (index, step + 1)
             self.pairs += len(batch.source_labels)
@@ -107,12 +108,10 @@ class Fit:
                 now = time.monotonic()
                 self.seconds += now - started
                 self._epoch(stage, (step + 1) // per_epoch)
-                saved = self._save(method)
                 started = time.monotonic()
-            elif time.monotonic() - saved > 60 * self.workshop.recipe.train.checkpoint_minutes:
-                saved = self._save(method)
-            if self._stop:
+            if self._stop or time.monotonic() - self._saved >= 60 * self.workshop.recipe.train.checkpoint_minutes:
                 self._save(method)
+            if self._stop:
                 raise Interrupted(f"stopped; go on with: edgeda adapt --out {self.folder} --resume")
 
     def _train_mode(self, stage: Stage) -> None:
@@ -149,8 +148,11 @@ class Fit:
         trained = {name: value.clone() for name, value in network.named_buffers()}
         if stage.adapts and recipe.adapt.target_statistics:
             estimate_statistics(network, scored.squares, preprocessing)
+        logits = predict_logits(network, scored.squares, preprocessing)
+        if not torch.isfinite(logits).all():
+            raise Diverged(f"the {role}'s predictions are not finite after epoch {epoch} of stage {stage.name}")
         result: Record = {
-            "scores": label_free_scores(predict_logits(network, scored.squares, preprocessing)),
+            "scores": label_free_scores(logits),
             "source_accuracy": _accuracy(network, data.source_test, self.workshop),
             "target_accuracy": _accuracy(network, data.target_test, self.workshop) if data.target_test else None,
         }
@@ -170,7 +172,7 @@ class Fit:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
         temporary.replace(path)
 
-    def _save(self, method: Method) -> float:
+    def _save(self, method: Method) -> None:
         state = {
             "fingerprint": self.fingerprint,
             "position": list(self.position),
@@ -182,7 +184,7 @@ class Fit:
             "rng": torch.get_rng_state(),
         }
         save_checkpoint(self.folder / CHECKPOINT, state)
-        return time.monotonic()
+        self._saved = time.monotonic()
 
     def _restore(self, state: Record) -> int:
         if state["fingerprint"] != self.fingerprint:

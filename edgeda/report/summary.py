@@ -30,7 +30,7 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         backbone = summary["teacher" if role == "teacher" else "student"]
         rows.append({"network": f"{name} ({backbone})", **found["target"], "source": found["source"], **costs})
     rule, epoch = summary["selection"]["rule"], summary["selection"]["epoch"]
-    lines = ["", text_table(rows, ACCURACY_COLUMNS), ""]
+    lines = ["", text_table(rows, ACCURACY_COLUMNS, width=100), ""]
     if rows[0]["selected"] is None:
         lines.append("target accuracy is not known: no --target-test was given; the verdict needs no labels")
     else:

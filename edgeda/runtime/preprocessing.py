@@ -24,6 +24,11 @@ from edgeda.errors import InputError
 
 Pixels = NDArray[np.uint8]
 
+MOST_PIXELS = 89_478_485
+"""Larger images are refused before they are decoded (Pillow warns from here on)."""
+# Pillow's own warning at that size would reach stderr beside our refusal.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 RESIZE_MODES = ("crop", "squash")
 _KINDS_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
@@ -76,15 +81,16 @@ def open_image(path: Path) -> Image.Image:
     Raises InputError for what is missing, empty, truncated, absurdly large or not an image.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-            with Image.open(path) as opened:
-                opened.load()
-                return ImageOps.exif_transpose(opened)
+        with Image.open(path) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise InputError(f"cannot read image {path}: {opened.width} x {opened.height} pixels are too many")
+            opened.load()
+            return ImageOps.exif_transpose(opened)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"no such image: {path}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombWarning) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         reason = "empty file" if path.is_file() and path.stat().st_size == 0 else " ".join(str(error).split())[:120]
         raise InputError(f"cannot read image {path}: {reason}") from error
     except Exception as error:

@@ -298,6 +298,15 @@ def test_a_tensor_that_is_missing_is_named(timm_weights, tmp_path):
     assert "'layer2.0.conv1.weight'" in message
 
 
+def test_a_tensor_of_another_shape_is_named(timm_weights, tmp_path):
+    path = tmp_path / "weights.pth"
+    name = "layer1.0.conv1.weight"
+    torch.save({**timm_weights, name: timm_weights[name][:7].clone()}, path)
+    message = refusal(build_network, Architecture(SMALL, 3), str(path))
+    assert ": 1 of " in message
+    assert f"'{name}'" in message
+
+
 class Malicious:
     """Unpickling it opens a file for writing."""
 

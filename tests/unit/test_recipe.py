@@ -35,6 +35,8 @@ def refusal(source: str | None, overrides: Mapping[str, Any] = MappingProxyType(
 @pytest.mark.parametrize("preset", ["default", "digits", "paper"])
 def test_a_resolved_recipe_loads_to_an_equal_one(preset, tmp_path):
     recipe = load_recipe(preset, {**DATA, "data.source": "Büro/Kamera 1", "data.augment.scale": [0.5, 2]})
+    assert recipe.to_yaml().startswith(f"name: {preset}\nmethod: ")
+    assert "\n  source: Büro/Kamera 1\n" in recipe.to_yaml(), "for people to read"
     again = load_recipe(written(tmp_path, recipe.to_yaml()))
     assert again == recipe
     assert again.data.source == "Büro/Kamera 1"
