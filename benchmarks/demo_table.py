@@ -25,6 +25,9 @@ from edgeda.recipe import Recipe, load_recipe
 from edgeda.report.tables import Column, markdown_table
 from edgeda.selection import accuracy
 
+ROLES = {"source_only": "source-only student", "student": "adapted student", "teacher": "adapted teacher"}
+COLUMNS = [Column("network", "network"), Column("last", "last epoch", "%"), Column("selected", "selected", "%")]
+
 
 def with_target_statistics(run: RunDirectory, recipe: Recipe) -> float:
     """Target-test accuracy of the source-only student with BatchNorm statistics of the target (AdaBN), percent."""
@@ -52,7 +55,7 @@ def main() -> None:
             adapt(recipe, run.path, TrainingDisplay(), resume=(run.path / "recipe.yaml").is_file())
         summary = run.summary()
         seconds.append(summary["wall_s"])
-        for role, name in (("source_only", "source-only student"), ("student", "adapted student"), ("teacher", "teacher")):
+        for role, name in ROLES.items():
             last.setdefault(name, []).append(summary["accuracy"][role]["target"]["last"])
             selected.setdefault(name, []).append(summary["accuracy"][role]["target"]["selected"])
         selected.setdefault("source-only student, target BatchNorm statistics", []).append(
@@ -62,8 +65,7 @@ def main() -> None:
         {"network": name, "last": spread(last.get(name)), "selected": spread(selected[name])}
         for name in sorted(selected, key=lambda name: statistics.mean(selected[name]))
     ]
-    columns = [Column("network", "network"), Column("last", "target, last epoch", "%"), Column("selected", "selected", "%")]
-    print(markdown_table(rows, columns))
+    print(markdown_table(rows, COLUMNS))
     print(
         f"\nMean and standard deviation over seeds {arguments.seeds}, {datetime.date.today()}, {machine_line()}, "
         f"{statistics.mean(seconds):.0f} s of training a seed. Selected by im, without target labels."

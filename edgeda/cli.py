@@ -15,7 +15,7 @@ import click
 import typer
 
 from edgeda import __version__
-from edgeda.console import TrainingDisplay, out, set_up_logging, stderr
+from edgeda.console import TrainingDisplay, out, set_up_logging, stderr, terminal_width
 from edgeda.errors import EdgedaError, InputError, MissingExtra, from_os_error, require
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,11 @@ def profile(
             engines=engine.split(",") if engine else None, threads=threads, budget_s=budget,
         )
     ]  # fmt: skip
-    _print(json_, {"rows": [row.to_dict() for row in rows], "machine": machine()}, lambda: profile_text(rows))
+    _print(
+        json_,
+        {"rows": [row.to_dict() for row in rows], "machine": machine()},
+        lambda: profile_text(rows, terminal_width()),
+    )
 
 
 @app.command()
@@ -232,7 +236,7 @@ def compare(
 
     runs: list[str | None] = [*run] if run else [None]
     results = [compare_run(found, budget_s=budget, threads=threads) for found in map(find_run, runs)]
-    _print(json_, {"runs": results}, lambda: "\n\n".join(compare_text(result) for result in results))
+    _print(json_, {"runs": results}, lambda: "\n\n".join(compare_text(result, terminal_width()) for result in results))
 
 
 @app.command()
@@ -241,7 +245,7 @@ def doctor(json_: Json = False) -> None:
     from edgeda.doctor import diagnose, doctor_text
 
     found = diagnose()
-    _print(json_, found, lambda: doctor_text(found))
+    _print(json_, found, lambda: doctor_text(found, terminal_width()))
 
 
 def _numbers(text: str) -> list[int]:

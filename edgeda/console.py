@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from typing import Any
 
@@ -88,3 +89,8 @@ def out(text: str) -> None:
     """Print a result on stdout."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def terminal_width() -> int:
+    """Columns of the terminal, at least 80 and at most 120; 100 where there is none."""
+    return min(max(shutil.get_terminal_size((100, 24)).columns, 80), 120)

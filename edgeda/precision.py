@@ -43,7 +43,7 @@ def resolve_precision(precision: str, device: str, architecture: Architecture, s
         return precision
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    key = f"{platform.processor() or platform.machine()}|{_cpu()}|torch {torch.__version__}|{architecture.backbone}|{size}"
+    key = f"{platform.machine()}|{_cpu()}|torch {torch.__version__}|{architecture.backbone}|{size}"
     remembered = _read_cache()
     if key not in remembered:
         fp32, bf16 = _step_seconds(architecture, size)

@@ -177,7 +177,8 @@ class TrainRecipe(_Strict):
     clip_norm: Annotated[Number, Field(ge=0)] = 0.0
     """Largest gradient norm; 0: no clipping."""
     checkpoint_minutes: Annotated[Number, Field(ge=0)] = 2.0
-    """Minutes of training between two checkpoints, the most that a crash can lose; 0: every step."""
+    """Minutes of training between two checkpoints, the most that a crash can lose; 0: every step.
+    There is one at the end of every stage, too."""
 
 
 class SelectRecipe(_Strict):

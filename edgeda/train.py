@@ -98,7 +98,7 @@ class Fit:
                 terms = method.step(batch, step / total)
             except Diverged as error:
                 where = f"stage {stage.name}, epoch {step // per_epoch + 1}, batch {step % per_epoch + 1}"
-                hint = "start again with --overwrite and a lower learning rate (--set teacher.lr=..., student.lr=...) or --precision fp32"
+                hint = "start again with --overwrite and a lower teacher.lr or student.lr (--set), or --precision fp32"
                 raise Diverged(f"{error} in {where}; {hint}") from error
             self._add(terms)
             self.position = (index, step + 1)
@@ -109,7 +109,11 @@ class Fit:
                 self.seconds += now - started
                 self._epoch(stage, (step + 1) // per_epoch)
                 started = time.monotonic()
-            if self._stop or time.monotonic() - self._saved >= 60 * self.workshop.recipe.train.checkpoint_minutes:
+            if (
+                self._stop
+                or step + 1 == total
+                or time.monotonic() - self._saved >= 60 * self.workshop.recipe.train.checkpoint_minutes
+            ):
                 self._save(method)
             if self._stop:
                 raise Interrupted(f"stopped; go on with: edgeda adapt --out {self.folder} --resume")

@@ -14,7 +14,7 @@ from edgeda.models import read_card
 from edgeda.recipe import load_recipe
 from edgeda.runtime.preprocessing import Pixels
 
-LIMIT = 256
+LIMIT = 512
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CheckImages:
 
 
 def parity_images(run: RunDirectory, images: str | None) -> CheckImages:
-    """Up to 256 images for the parity check of a run's export.
+    """Up to 512 images for the parity check of a run's export.
 
     Without `images`: the labelled target-test images of the run when it has some (so that accuracy can
     be stated), else its target. InputError says what to name when those can no longer be read.

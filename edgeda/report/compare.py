@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from edgeda.artifacts import RunDirectory
@@ -33,8 +35,8 @@ def compare_run(run: RunDirectory, *, budget_s: float = 0.5, threads: int | None
     """Measure a finished run's networks in torch and its exports in their engines, all in one go.
 
     Each row is a `Profile` at batch 1 with `role`, and `target_accuracy` and `source_accuracy` in
-    percent (None where the run had no such labels, and for exports, whose accuracy is not measured
-    here). Besides `rows`: `conclusion` in one sentence, `notes`, `machine` and `machine_line`.
+    percent (None where the run had no such labels; of an export, what it measured itself on all
+    target-test images). Besides `rows`: `conclusion` in one sentence, `notes`, `machine` and `machine_line`.
     Raises InputError when the run is not finished, and the first failure when nothing could be measured.
     """
     summary = run.summary()
@@ -51,6 +53,8 @@ def compare_run(run: RunDirectory, *, budget_s: float = 0.5, threads: int | None
     for role, subject in subjects:
         ((profile, error),) = measure(subject, (1,), threads or compute_threads(), budget_s)
         accuracies = {f"{domain}_accuracy": accuracy(summary, role, domain) for domain in ("target", "source")}
+        if role == "export":
+            accuracies["target_accuracy"] = _exported_accuracy(run.exports / subject.model, summary)
         rows.append({"role": role, **profile.to_dict(), **accuracies})
         errors += [error] if error else []
     if len(errors) == len(rows):
@@ -73,6 +77,16 @@ def accuracy(summary: Mapping[str, Any], role: str, domain: str) -> float | None
     if isinstance(value, Mapping):
         value = value.get("selected")
     return float(value) if isinstance(value, (int, float)) else None
+
+
+def _exported_accuracy(path: Path, summary: Mapping[str, Any]) -> float | None:
+    """What the manifest beside an export says of its accuracy, if that was on all target-test images."""
+    try:
+        measured = json.loads((path.parent / "manifest.json").read_text(encoding="utf-8")).get("accuracy")
+        everything = measured["images"] == summary["images"]["target_test"]
+        return float(measured["exported"]) if everything else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def conclusion(rows: Sequence[Row]) -> str:

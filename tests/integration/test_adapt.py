@@ -47,8 +47,13 @@ def test_the_run_directory_keeps_its_contract(run_directory: Path):
 def test_metrics_have_a_line_for_every_epoch(run_directory: Path):
     lines = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["epoch"]) for line in lines] == [
-        ("student warm-up", 1), ("teacher warm-up", 1), ("source-only", 1), ("source-only", 2), ("joint", 1), ("joint", 2),
-    ]  # fmt: skip
+        ("student warm-up", 1),
+        ("teacher warm-up", 1),
+        ("source-only", 1),
+        ("source-only", 2),
+        ("joint", 1),
+        ("joint", 2),
+    ]
     assert {"mmd", "target_kd", "source_kd"} <= set(lines[-1]["losses"])
 
 
@@ -62,17 +67,17 @@ def test_the_saved_recipe_repeats_the_run_bit_for_bit(edgeda: Edgeda, run_direct
         ).read_bytes()
 
 
-def test_another_seed_gives_another_student(edgeda: Edgeda, run_directory: Path, tmp_path: Path):
-    ran = edgeda("adapt", "--recipe", run_directory / "recipe.yaml", "--seed", 1, "--out", tmp_path / "other")
+def test_another_seed_gives_another_student(command: Edgeda, run_directory: Path, tmp_path: Path):
+    ran = command("adapt", "--recipe", run_directory / "recipe.yaml", "--seed", 1, "--out", tmp_path / "other")
     assert ran.code == 0, ran.err
     mine, other = (load_file(folder / "student.safetensors") for folder in (run_directory, tmp_path / "other"))
     assert any((mine[name] != other[name]).any() for name in mine)
 
 
 def test_without_target_labels_accuracy_is_null_and_there_is_a_verdict(
-    edgeda: Edgeda, folders: Folders, tmp_path: Path
+    command: Edgeda, folders: Folders, tmp_path: Path
 ):
-    ran = edgeda(
+    ran = command(
         "adapt", "--source", folders.source, "--target", folders.target, *TINY, "--epochs", 1, "--out", tmp_path / "r",
         "--json",
     )  # fmt: skip
@@ -81,18 +86,18 @@ def test_without_target_labels_accuracy_is_null_and_there_is_a_verdict(
     assert ran.json["verdict"]["evidence"]["images"] == 32
 
 
-def test_source_only_ships_the_source_only_student(edgeda: Edgeda, folders: Folders, tmp_path: Path):
+def test_source_only_ships_the_source_only_student(command: Edgeda, folders: Folders, tmp_path: Path):
     out = tmp_path / "r"
-    ran = edgeda("adapt", *folders.arguments, *TINY, "--method", "source-only", "--epochs", 1, "--out", out, "--json")
+    ran = command("adapt", *folders.arguments, *TINY, "--method", "source-only", "--epochs", 1, "--out", out, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["teacher"] is None
     assert ran.json["accuracy"]["student"] == ran.json["accuracy"]["source_only"]
-    compared = edgeda("compare", out, "--budget", 0.05, "--json")
+    compared = command("compare", out, "--budget", 0.05, "--json")
     assert compared.code == 0, compared.err
 
 
-def test_end_to_end_and_per_domain_batchnorm_run(edgeda: Edgeda, folders: Folders, tmp_path: Path):
-    ran = edgeda(
+def test_end_to_end_and_per_domain_batchnorm_run(command: Edgeda, folders: Folders, tmp_path: Path):
+    ran = command(
         "adapt", *folders.arguments, *TINY, "--epochs", 1, "--out", tmp_path / "r", "--alignment", "mmd,mcc",
         "--set", "distill.end_to_end=true", "--set", "adapt.batchnorm=per-domain", "--json",
     )  # fmt: skip
@@ -118,7 +123,7 @@ def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str]) -> No
 def test_killed_in_mid_epoch_it_resumes_to_the_same_student(
     edgeda: Edgeda, environment: dict[str, str], folders: Folders, tmp_path: Path, finished_epochs: int
 ):
-    arguments = ["adapt", *folders.arguments, *TINY, "--epochs", 3, "--set", "train.checkpoint_minutes=0"]
+    arguments = ["adapt", *folders.arguments, *TINY, "--epochs", 3, "--set", "train.checkpoint_minutes=0.02"]
     whole = edgeda(*arguments, "--out", tmp_path / "whole", "--json")
     assert whole.code == 0, whole.err
 
@@ -154,7 +159,7 @@ def test_ctrl_c_saves_the_state_and_says_how_to_go_on(
     assert "train.epochs is 50, now 2" in other.error
 
 
-def test_a_recipe_edited_after_the_checkpoint_is_refused(edgeda: Edgeda, run_directory: Path, tmp_path: Path):
+def test_a_recipe_edited_after_the_checkpoint_is_refused(command: Edgeda, run_directory: Path, tmp_path: Path):
     import shutil
 
     out = tmp_path / "edited"
@@ -162,7 +167,7 @@ def test_a_recipe_edited_after_the_checkpoint_is_refused(edgeda: Edgeda, run_dir
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())
     recipe["distill"]["tau"] = 7.0
     (out / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    ran = edgeda("adapt", "--out", out, "--resume")
+    ran = command("adapt", "--out", out, "--resume")
     assert ran.code == 2
     assert "another recipe" in ran.error
 
