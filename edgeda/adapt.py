@@ -40,7 +40,7 @@ def adapt(recipe: Recipe, out: Path | None, watcher: Watcher, resume: bool = Fal
     Raises InputError for wrong input (nothing is written), Diverged and Interrupted with the last good
     state kept for `resume`.
     """
-    recipe = resolve(recipe)
+    recipe = check(recipe)
     planned = stages(recipe)
     if recipe.select.rule == "oracle" and recipe.data.target_test is None:
         raise InputError(
@@ -48,6 +48,7 @@ def adapt(recipe: Recipe, out: Path | None, watcher: Watcher, resume: bool = Fal
         )
     run = RunDirectory(_claim(out, recipe, resume, overwrite))
     data = load_domains(recipe.data)
+    recipe = resolve(recipe)
     torch.manual_seed(recipe.train.seed)
     networks, origins = _networks(recipe, planned, len(data.classes))
     try:
@@ -93,19 +94,26 @@ def _recipe_to_resume(out: Path | None, recipe: str | None, overrides: dict[str,
     return saved
 
 
-def resolve(recipe: Recipe) -> Recipe:
-    """The recipe with everything decided that `auto` left open."""
-    threads = recipe.train.threads or default_threads()
-    torch.set_num_threads(threads)
+def check(recipe: Recipe) -> Recipe:
+    """The recipe with full backbone names; InputError or MachineError for what can be known to be wrong at once."""
+    resolve_device(recipe.train.device)
     networks = {
         role: network.model_copy(update={"backbone": backbone_name(network.backbone)})
         for role, network in (("teacher", recipe.teacher), ("student", recipe.student))
     }
+    return recipe.model_copy(update=networks)
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with everything decided that `auto` left open; may have to measure."""
+    recipe = check(recipe)
+    threads = recipe.train.threads or default_threads()
+    torch.set_num_threads(threads)
     device = resolve_device(recipe.train.device)
-    largest = Architecture(networks["teacher"].backbone, 10)
+    largest = Architecture(recipe.teacher.backbone, 10)
     precision = resolve_precision(recipe.train.precision, device, largest, recipe.data.input_size)
     train = recipe.train.model_copy(update={"threads": threads, "device": device, "precision": precision})
-    return recipe.model_copy(update={**networks, "train": train})
+    return recipe.model_copy(update={"train": train})
 
 
 def _claim(out: Path | None, recipe: Recipe, resume: bool, overwrite: bool) -> Path:

@@ -9,9 +9,8 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from edgeda import __version__
@@ -273,15 +272,9 @@ def main() -> None:
 def _one_line(debug: bool) -> Iterator[None]:
     try:
         yield
-    except click.exceptions.NoArgsIsHelpError as error:
-        out(error.format_message())
-        sys.exit(2)
-    except click.ClickException as error:
-        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "edgeda"
-        _fail(f"{error.format_message().rstrip('.')}; see {command} --help", 2, debug)
     except EdgedaError as error:
         _fail(str(error), error.exit_code, debug)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was changed after the last saved state", 2, debug)
     except BrokenPipeError:
         sys.stderr.close()
@@ -292,10 +285,17 @@ def _one_line(debug: bool) -> Iterator[None]:
         missing = MissingExtra(f"the package {error.name} is not installed; `edgeda doctor` says which extra brings it")
         _fail(str(missing), missing.exit_code, debug)
     except Exception as error:  # noqa: BLE001 - the last resort: a bug, said in one line
-        _fail(f"internal error: {type(error).__name__}: {error} (a bug; --debug shows the traceback)", 1, debug)
+        usage = getattr(error, "format_message", None)  # click's errors, which typer ships its own copy of
+        if usage is None:
+            _fail(f"internal error: {type(error).__name__}: {error} (a bug; --debug shows the traceback)", 1, debug)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            out(usage())
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        _fail(f"{usage().rstrip('.')}; see {context.command_path if context else 'edgeda'} --help", 2, debug)
 
 
-def _fail(message: str, code: int, debug: bool) -> None:
+def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     stderr.print(f"error: {' '.join(message.split())}", markup=False)

@@ -17,6 +17,8 @@ BATCH = 64
 
 def evaluate(model: str | None, data: str, role: str = "student") -> dict[str, Any]:
     """Accuracy in percent, overall and per class, of a run's network or an exported model on labelled `data`."""
+    if not data:
+        raise InputError("--data is missing: the labelled images to evaluate on, such as class folders")
     found = find_model(model)
     if isinstance(found, RunDirectory):
         require("torch", "train", "evaluating a run directory")

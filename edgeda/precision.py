@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import platform
 import time
@@ -20,7 +19,9 @@ log = logging.getLogger(__name__)
 FABRIC = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 WORTH_IT = 1.2
 """How many times faster bf16 must be to be chosen."""
-PROBE_BATCH, PROBE_TURNS = 16, 3
+PROBE_BATCH, PROBE_SIZE, PROBE_TURNS = 16, 64, 3
+"""Images of a probing step up to `PROBE_SIZE` px, fewer above; and how often both precisions are timed."""
+HOPELESS = 3.0
 
 
 def resolve_device(device: str) -> str:
@@ -57,23 +58,29 @@ def _step_seconds(architecture: Architecture, size: int) -> tuple[float, float]:
     """Seconds of a training step in fp32 and in bf16: the fastest of some, taken in turn after a warm-up.
 
     Taking them in turn keeps a machine that is busy with something else from deciding; the fastest
-    counts because only delays are random. Stops early when bf16 is far behind.
+    counts because only delays are random. Stops as soon as bf16 is far behind: without instructions
+    for it a step can take ten times as long.
     """
     with torch.random.fork_rng(devices=[]):
         network = build_network(architecture)[0].to(memory_format=torch.channels_last).train()
-        images = torch.randn(PROBE_BATCH, 3, size, size).to(memory_format=torch.channels_last)
-        best = {False: math.inf, True: math.inf}
-        for turn in range(1 + PROBE_TURNS):
-            for half in best:
-                start = time.perf_counter()
-                with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                    loss = network(images).logits.float().square().mean()
-                loss.backward()
-                if turn:
-                    best[half] = min(best[half], time.perf_counter() - start)
-            if turn and best[True] > 2 * best[False]:
+        count = min(PROBE_BATCH, max(2, round(PROBE_BATCH * (PROBE_SIZE / size) ** 2)))
+        images = torch.randn(count, 3, size, size).to(memory_format=torch.channels_last)
+        _timed_step(network, images, False)
+        fp32, bf16 = _timed_step(network, images, False), _timed_step(network, images, True)
+        for _ in range(PROBE_TURNS):
+            if bf16 > HOPELESS * fp32:
                 break
-    return best[False], best[True]
+            fp32 = min(fp32, _timed_step(network, images, False))
+            bf16 = min(bf16, _timed_step(network, images, True))
+    return fp32, bf16
+
+
+def _timed_step(network: torch.nn.Module, images: torch.Tensor, half: bool) -> float:
+    start = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss = network(images).logits.float().square().mean()
+    loss.backward()
+    return time.perf_counter() - start
 
 
 def _cache_file() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -118,14 +119,16 @@ def run_directory(edgeda: Edgeda, folders: Folders, tmp_path_factory: pytest.Tem
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Edgeda:
     """The same in this process, in an empty folder: faster, for what ends before training."""
-    from edgeda import console
     from edgeda.cli import main
 
     monkeypatch.chdir(tmp_path)
+    ours = logging.getLogger("edgeda")
+    monkeypatch.setattr(ours, "handlers", [])
+    monkeypatch.setattr(ours, "level", ours.level)
+    monkeypatch.setattr(ours, "propagate", ours.propagate)
 
     def run(*arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["edgeda", *map(str, arguments)])
-        monkeypatch.setattr(console.stderr, "file", sys.stderr)
         with pytest.raises(SystemExit) as ended:
             main()
         written = capsys.readouterr()

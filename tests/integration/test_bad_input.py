@@ -79,8 +79,8 @@ def test_classes_that_differ_are_named(command: Edgeda, folders: Folders, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--teacher", "r51"], ["unknown backbone 'r51'", "did you mean"]),
-        (["--student", "resnet81"], ["unknown backbone 'resnet81'"]),
+        (["--set", "teacher.backbone=r51"], ["unknown backbone 'r51'", "did you mean"]),
+        (["--set", "student.backbone=resnet81"], ["unknown backbone 'resnet81'"]),
         (["--method", "kd-dua"], ["unknown method 'kd-dua'", "did you mean 'kd-uda'"]),
         (["--alignment", "mdd_"], ["unknown alignment 'mdd_'"]),
         (["--set", "distill.tua=3"], ["unknown key 'distill.tua'", "did you mean 'distill.tau'"]),
@@ -130,7 +130,7 @@ def test_a_folder_of_the_user_is_never_overwritten(command: Edgeda, folders: Fol
 
 @pytest.mark.parametrize("verb", ["evaluate", "export", "profile", "compare"])
 def test_models_that_are_none(command: Edgeda, verb: str, tmp_path: Path):
-    data = ["--data", tmp_path] if verb == "evaluate" else []
+    data = ["--data", "mnist-test"] if verb == "evaluate" else []
     ran = command(verb, "nowhere/at/all", *data)
     assert ran.code == 2
     assert "nowhere/at/all" in ran.error

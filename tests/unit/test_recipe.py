@@ -46,7 +46,7 @@ def test_a_resolved_recipe_loads_to_an_equal_one(preset, tmp_path):
 def test_a_resolved_recipe_says_everything():
     # every field is there, so that a later change of a default does not change an old run
     written_out = yaml.safe_load(load_recipe("paper", DATA).to_yaml())
-    assert written_out["train"]["checkpoint_minutes"] == 5.0
+    assert written_out["train"]["checkpoint_minutes"] == 2.0
     assert written_out["student"]["momentum"] == 0.9
     assert written_out["data"]["video"] == {"every_s": 0.5, "max_frames": 5000}
 
