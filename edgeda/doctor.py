@@ -33,6 +33,7 @@ EXTRAS = {
             "timm": "timm",
             "lightning-fabric": "lightning_fabric",
             "safetensors": "safetensors",
+            "huggingface-hub": "huggingface_hub",
             "fvcore": "fvcore",
             "onnx": "onnx",
             "onnxscript": "onnxscript",

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgeda.checkpoint import write_safetensors
 from edgeda.errors import InputError, did_you_mean
+from edgeda.pretrained import obtain_backbone
 from edgeda.runtime.preprocessing import Preprocessing
 
 log = logging.getLogger(__name__)
@@ -112,67 +112,12 @@ def build_network(architecture: Architecture, pretrained: str = "none") -> tuple
     local file: a timm or torchvision checkpoint (.safetensors or .pth) or one saved by edgeda.
     """
     name = backbone_name(architecture.backbone)
-    if pretrained == "none":
-        backbone, origin = _create(name, False), "from scratch"
-    elif pretrained == "auto":
-        backbone, origin = _pretrained_or_scratch(name)
-    else:
-        backbone = _create(name, False)
-        origin = _load_backbone(backbone, Path(pretrained).expanduser())
+    backbone, origin = obtain_backbone(name, pretrained)
     # with num_classes=0 timm keeps what follows the pooling (MobileNetV3, VGG): wider than num_features
     width = getattr(backbone, "head_hidden_size", None) or getattr(backbone, "num_features", None)
     if not isinstance(width, int):
         raise InputError(f"backbone '{name}' does not say how wide its features are; choose another")
     return Network(Architecture(name, architecture.classes, architecture.bottleneck), backbone, width), origin
-
-
-def _create(name: str, pretrained: bool) -> nn.Module:
-    model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    return model
-
-
-def _pretrained_or_scratch(name: str) -> tuple[nn.Module, str]:
-    if not (timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).has_weights:
-        return _create(name, False), "from scratch (timm has no weights for it)"
-    try:
-        return _create(name, True), "pretrained (timm)"
-    except Exception as error:  # noqa: BLE001 - every client and mirror fails in its own way
-        reason = (str(error).split("\n") or [""])[0][:120] or type(error).__name__
-        log.warning("no pretrained weights for %s could be had (%s): training starts from scratch", name, reason)
-        return _create(name, False), "from scratch (pretrained weights could not be had)"
-
-
-def _load_backbone(backbone: nn.Module, path: Path) -> str:
-    state = _read_weights(path)
-    state = {key.removeprefix("module.").removeprefix("backbone."): value for key, value in state.items()}
-    wanted = backbone.state_dict()
-    fits = {key: value for key, value in state.items() if key in wanted and value.shape == wanted[key].shape}
-    missing = [key for key in wanted if key not in fits and not key.endswith("num_batches_tracked")]
-    if missing:
-        raise InputError(
-            f"{path} does not hold this backbone: {len(missing)} of {len(wanted)} tensors are missing or of "
-            f"another shape, the first is '{missing[0]}'"
-        )
-    backbone.load_state_dict(fits, strict=False)
-    return f"pretrained ({path.name})"
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"no such weights file: {path}; use 'auto', 'none' or a .safetensors or .pth file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).split("\n")[0][:160]
-        raise InputError(f"cannot read weights from {path}: {reason}") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(state, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
-        raise InputError(f"{path} holds no state dict of tensors")
-    return dict(state)
 
 
 def parameters_m(network: nn.Module) -> float:

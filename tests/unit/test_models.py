@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from edgeda import checkpoint
+from edgeda import checkpoint, pretrained
 from edgeda.errors import InputError
 from edgeda.models import (
     Architecture,
@@ -350,8 +350,30 @@ def test_auto_takes_timms_weights(monkeypatch):
         return create(name, pretrained=False, **rest)
 
     monkeypatch.setattr(timm, "create_model", create_model)
+    monkeypatch.setattr(pretrained, "_can_be_had", lambda name: True)
     assert build_network(Architecture(SMALL, 3), "auto")[1] == "pretrained (timm)"
     assert asked == [True]
+
+
+def test_auto_asks_the_hub_once_before_it_would_retry_for_a_minute(monkeypatch, caplog):
+    def refuse(address, timeout):
+        assert timeout < 10
+        raise OSError("no route")
+
+    def create_model(name, pretrained, **rest):
+        assert not pretrained, "without a connection nothing is downloaded"
+        return create(name, pretrained=False, **rest)
+
+    create = timm.create_model
+    for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setattr(timm, "create_model", create_model)
+    monkeypatch.setattr(pretrained.huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(pretrained.socket, "create_connection", refuse)
+    assert build_network(Architecture(SMALL, 3), "auto")[1].startswith("from scratch")
+    assert [record.message for record in caplog.records if "training starts from scratch" in record.message]
+    monkeypatch.setattr(pretrained.huggingface_hub, "try_to_load_from_cache", lambda *_: "/cache/model.safetensors")
+    assert pretrained._can_be_had(SMALL), "cached weights need no network"
 
 
 @pytest.mark.parametrize(
@@ -360,6 +382,7 @@ def test_auto_takes_timms_weights(monkeypatch):
 )
 def test_auto_without_a_network_starts_from_scratch_and_says_so_once(error, monkeypatch, caplog):
     create = timm.create_model
+    monkeypatch.setattr(pretrained, "_can_be_had", lambda name: True)
 
     def offline(name, pretrained, **rest):
         if pretrained:
