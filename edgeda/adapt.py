@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from edgeda import __version__
 from edgeda.artifacts import CHECKPOINT, METRICS, RECIPE, ROLES, RUNS, SUMMARY, RunDirectory
+from edgeda.checkpoint import load_checkpoint
 from edgeda.data import Domains, load_domains
 from edgeda.data.batches import PairedBatches
 from edgeda.errors import InputError, from_os_error
@@ -40,6 +42,9 @@ def adapt(recipe: Recipe, out: Path | None, watcher: Watcher, resume: bool = Fal
     Raises InputError for wrong input (nothing is written), Diverged and Interrupted with the last good
     state kept for `resume`.
     """
+    if resume and out is not None and (out / SUMMARY).is_file():
+        log.info("the run %s has finished already: there is nothing to resume", out)
+        return {"run": str(out), **RunDirectory(out).summary()}
     recipe = check(recipe)
     planned = stages(recipe)
     if recipe.select.rule == "oracle" and recipe.data.target_test is None:
@@ -49,14 +54,14 @@ def adapt(recipe: Recipe, out: Path | None, watcher: Watcher, resume: bool = Fal
     run = RunDirectory(_claim(out, recipe, resume, overwrite))
     data = load_domains(recipe.data)
     recipe = resolve(recipe)
-    torch.manual_seed(recipe.train.seed)
-    networks, origins = _networks(recipe, planned, len(data.classes))
+    networks, origins = _networks(recipe, planned, data, run if resume else None)
+    _describe(data, recipe, origins)
     try:
         if not resume:
             _clear(run.path)
         run.path.mkdir(parents=True, exist_ok=True)
         _write(run.path / RECIPE, recipe.to_yaml())
-        fit = _train(recipe, planned, run, data, networks, watcher, resume)
+        fit = _train(recipe, planned, run, data, networks, origins, watcher, resume)
         return _finish(recipe, run, data, networks, fit, origins)
     except OSError as error:
         raise from_os_error(error, f"writing the run {run.path}") from error
@@ -149,6 +154,7 @@ def _train(
     run: RunDirectory,
     data: Domains,
     networks: dict[str, Network],
+    origins: dict[str, str],
     watcher: Watcher,
     resume: bool,
 ) -> Fit:
@@ -163,25 +169,47 @@ def _train(
         recipe.train.seed,
         fabric.device,
     )
-    fit = Fit(workshop, planned, batches, data, run.path, watcher, _fingerprint(recipe, data))
+    fit = Fit(workshop, planned, batches, data, run.path, watcher, _fingerprint(recipe, data), origins)
     fit.run(resume)
     return fit
 
 
-def _networks(recipe: Recipe, planned: list[Stage], classes: int) -> tuple[dict[str, Network], dict[str, str]]:
-    """The networks of every role that is trained or started from."""
+def _networks(
+    recipe: Recipe, planned: list[Stage], data: Domains, resumed: RunDirectory | None
+) -> tuple[dict[str, Network], dict[str, str]]:
+    """The networks of every role that is trained or started from, and where their first weights come from.
+
+    Each role has random numbers of its own, so that the student starts equally whatever the method. To
+    resume, only shapes are built: the checkpoint holds the weights.
+    """
+    state = load_checkpoint(resumed.path / CHECKPOINT) if resumed else None
     roles = {role for stage in planned for role in (*stage.roles, *stage.starts_from.values())}
     networks: dict[str, Network] = {}
     origins: dict[str, str] = {}
     for role in (role for role in ("teacher", "student", "source_only") if role in roles):
+        torch.manual_seed(recipe.train.seed + zlib.crc32(role.encode()))
         part = recipe.teacher if role == "teacher" else recipe.student
-        if role == "source_only":
-            network, origins[role] = build_network(networks["student"].architecture)[0], origins["student"]
-        else:
-            architecture = Architecture(part.backbone, classes, part.bottleneck)
-            network, origins[role] = build_network(architecture, part.pretrained)
+        architecture = Architecture(part.backbone, len(data.classes), part.bottleneck)
+        first = "none" if state or role == "source_only" else part.pretrained
+        network, origins[role] = build_network(architecture, first)
         networks[role] = network.to(memory_format=torch.channels_last)
-    return networks, origins
+    if "source_only" in origins:
+        origins["source_only"] = origins.get("student", "from scratch")
+    return networks, state["origins"] if state else origins
+
+
+def _describe(data: Domains, recipe: Recipe, origins: dict[str, str]) -> None:
+    """Say what was found before hours are spent on it."""
+    names = ", ".join(data.classes[:6]) + (", ..." if len(data.classes) > 6 else "")
+    held = 0 if data.source_test is data.source else len(data.source_test)
+    log.info("source %s: %d images, %d held out, %d classes (%s)", recipe.data.source, len(data.source) + held, held,
+             len(data.classes), names)  # fmt: skip
+    tested = f"; {len(data.target_test)} labelled images for reporting" if data.target_test else ""
+    log.info("target %s: %d images%s", recipe.data.target, len(data.target), tested)
+    for role in ("teacher", "student"):
+        if role in origins:
+            backbone = recipe.teacher.backbone if role == "teacher" else recipe.student.backbone
+            log.info("%s %s: %s", role, backbone, origins[role])
 
 
 def _finish(
@@ -223,8 +251,8 @@ def _finish(
         "epochs": recipe.train.epochs,
         "precision": recipe.train.precision,
         "machine": machine(),
-        "wall_s": round(fit.seconds, 1),
-        "pairs_per_s": round(fit.pairs / max(fit.seconds, 1e-9), 2),
+        "wall_s": round(fit.wall_s, 1),
+        "pairs_per_s": round(fit.pairs_per_s, 2),
         "peak_memory_mb": _peak_memory_mb(),
         "selection": {"rule": recipe.select.rule, "epoch": selected["student"]["epoch"]},
         "accuracy": {role: _accuracies(role, fit) for role in ROLES},
@@ -265,8 +293,10 @@ def _complexity(network: Network, recipe: Recipe) -> Record:
 def _fingerprint(recipe: Recipe, data: Domains) -> str:
     digest = hashlib.sha256(recipe.model_dump_json().encode())
     for part in (data.source, data.target):
-        digest.update(f"|{len(part)}|{len(part.skipped)}|".encode())
         digest.update("\n".join(part.names).encode("utf-8", "surrogateescape"))
+        digest.update(b"" if part.labels is None else part.labels.tobytes())
+        for at in range(0, len(part), 1024):
+            digest.update(part.squares[at : at + 1024].tobytes())
     return digest.hexdigest()
 
 

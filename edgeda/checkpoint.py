@@ -34,6 +34,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
     temporary = path.with_name(f"{path.name}.part")
     try:
         save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
         os.replace(temporary, path)
     except SafetensorError as error:
@@ -46,6 +47,13 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def _umask() -> int:
+    """The process's file mode mask; safetensors writes files for the owner alone."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ import typer
 
 from edgeda import __version__
 from edgeda.console import TrainingDisplay, out, set_up_logging, stderr, terminal_width
-from edgeda.errors import EdgedaError, InputError, MissingExtra, from_os_error, require
+from edgeda.errors import EdgedaError, InputError, Interrupted, MissingExtra, did_you_mean, from_os_error, require
 
 log = logging.getLogger(__name__)
 
@@ -153,26 +153,35 @@ def export(
         typer.Argument(metavar="[RUN]", help="A run directory; default: the newest run."),
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX file with dynamic batch (the default).")] = False,
+    role: Annotated[str, typer.Option(help="student, teacher or source_only.")] = "student",
     images: Annotated[
         str | None,
         typer.Option(help="Real images to check the file on; default: the run's own target images."),
     ] = None,
     out_: Annotated[Path | None, typer.Option("--out", help="Folder to write to; default: RUN/exports.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace whatever is in the way.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace even a file that is not this run's own export.")
+    ] = False,
     threads: Threads = None,
     json_: Json = False,
 ) -> None:
-    """Export a run's student to ONNX and prove on real target images that it gives the same answers."""
+    """Export a run's network to ONNX and prove on real target images that it gives the same answers."""
     require("torch", "train", "exporting a run")
-    from edgeda.artifacts import find_run
+    from edgeda.artifacts import ROLES, find_run
     from edgeda.export import export_run
     from edgeda.export.images import parity_images
     from edgeda.report.summary import export_text
 
+    if role not in ROLES:
+        raise InputError(f"--role {role}{did_you_mean(role, ROLES)}")
     run = find_run(model)
-    checked = parity_images(run, images)
+    if role == "student" and run.summary()["verdict"]["ship"] == "source-only":
+        log.warning(
+            "the run's verdict is to ship the source-only student: edgeda export %s --role source_only", run.path
+        )
+    checked = parity_images(run, images, role)
     result = export_run(
-        run, checked.squares, images_from=checked.origin, labels=checked.labels, out=out_, overwrite=overwrite,
+        run, checked.squares, images_from=checked.origin, role=role, labels=checked.labels, out=out_, overwrite=overwrite,
         gmacs=checked.gmacs, threads=threads,
     )  # fmt: skip
     _print(json_, result, lambda: export_text(result))
@@ -272,6 +281,9 @@ def main() -> None:
 def _one_line(debug: bool) -> Iterator[None]:
     try:
         yield
+    except Interrupted as error:
+        stderr.print(str(error), markup=False)
+        sys.exit(error.exit_code)
     except EdgedaError as error:
         _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):

@@ -26,7 +26,7 @@ class Extra:
 
 EXTRAS = {
     "train": Extra(
-        "adapt, prune, export",
+        "adapt and export",
         {
             "torch": "torch",
             "torchvision": "torchvision",

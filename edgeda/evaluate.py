@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeda.artifacts import RunDirectory, find_model
+from edgeda.artifacts import ROLES, RunDirectory, find_model
 from edgeda.data import ImageSet, load_test
-from edgeda.errors import InputError, require
+from edgeda.errors import InputError, did_you_mean, require
 from edgeda.runtime.preprocessing import network_input
 
 BATCH = 64
@@ -19,6 +19,8 @@ def evaluate(model: str | None, data: str, role: str = "student") -> dict[str, A
     """Accuracy in percent, overall and per class, of a run's network or an exported model on labelled `data`."""
     if not data:
         raise InputError("--data is missing: the labelled images to evaluate on, such as class folders")
+    if role not in ROLES:
+        raise InputError(f"--role {role}{did_you_mean(role, ROLES)}")
     found = find_model(model)
     if isinstance(found, RunDirectory):
         require("torch", "train", "evaluating a run directory")

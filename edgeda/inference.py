@@ -27,28 +27,31 @@ def predict_logits(network: nn.Module, squares: Pixels, preprocessing: Preproces
         ]
     finally:
         network.train(was_training)
-    return torch.cat(parts).clone()
+    return torch.cat(parts)
 
 
 @torch.no_grad()
 def estimate_statistics(network: nn.Module, squares: Pixels, preprocessing: Preprocessing, batch: int = BATCH) -> None:
     """Replace BatchNorm running statistics by those of stored squares `(N, S, S, 3)` (AdaBN, Li et al., 2016).
 
-    Averages over batches of equal weight, without augmentation; weights are not touched. Images beyond
-    the last whole batch are left out unless there is only one. Needs two images or more.
+    Averages over batches, each a spread of the whole domain, so that images sorted by camera or hour
+    give the variance of all of them. No augmentation; weights, dropout and random numbers are not
+    touched. Needs two images or more.
     """
     layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not layers or len(squares) < 2:
         return
     device = next(network.parameters()).device
     was_training, momenta = network.training, [layer.momentum for layer in layers]
-    network.train()
+    network.eval()
     try:
         for layer in layers:
+            layer.train()
             layer.reset_running_stats()
             layer.momentum = None  # cumulative average
-        for at in range(0, max(len(squares) - batch, 0) + 1, batch):
-            images = torch.from_numpy(np.ascontiguousarray(squares[at : at + batch])).to(device)
+        parts = max(1, len(squares) // batch)
+        for part in range(parts):
+            images = torch.from_numpy(np.ascontiguousarray(squares[part::parts])).to(device)
             network(prepare(images, preprocessing))
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):

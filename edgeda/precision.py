@@ -43,7 +43,7 @@ def resolve_precision(precision: str, device: str, architecture: Architecture, s
     if precision != "auto":
         return precision
     if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     key = f"{platform.machine()}|{_cpu()}|torch {torch.__version__}|{architecture.backbone}|{size}"
     remembered = _read_cache()
     if key not in remembered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ RULES = {
 SND_TEMPERATURE = 0.05
 SOURCE_TOLERANCE = 15.0
 """Points of source accuracy an adapted student may lose before the verdict turns against it."""
+UNTRAINED = 0.1
+"""Share of the largest possible im under which a network is called close to guessing."""
 COLLAPSE = 0.6
 """Share of the source-only student's effective number of predicted classes that counts as collapse."""
 
@@ -38,7 +41,8 @@ def soft_neighborhood_density(logits: Tensor, temperature: float = SND_TEMPERATU
     """Mean entropy of each image's similarity to the others (Saito et al., ICCV 2021), nats; larger is better.
 
     Similarities are inner products of the l2-normalized softmax outputs, softmax over the N - 1 others
-    at `temperature`. Logits `(N, C)`, N at least 2.
+    at `temperature`. Logits `(N, C)`, N at least 2. It cannot see collapse: predicting one class for
+    everything scores highest.
     """
     outputs = F.normalize(F.softmax(logits.float(), dim=1), dim=1)
     similarity = outputs @ outputs.T / temperature
@@ -123,8 +127,10 @@ def judge(
     if adapted_source_accuracy < source_only_source_accuracy - SOURCE_TOLERANCE:
         lost = source_only_source_accuracy - adapted_source_accuracy
         return Verdict("source-only", f"the adapted student lost {lost:.1f} points on the source", evidence)
+    compared = f"im {ours['im']:.3g} against {theirs['im']:.3g} of at most {math.log(adapted.shape[1]):.3g}"
+    if max(ours["im"], theirs["im"]) < UNTRAINED * math.log(adapted.shape[1]):
+        compared += "; both are close to guessing: train longer"
     if ours["im"] <= theirs["im"]:
-        reason = f"its target predictions say less (im {ours['im']:.2f}) than source-only's ({theirs['im']:.2f})"
+        reason = f"the adapted student's target predictions say no more than source-only's ({compared})"
         return Verdict("source-only", reason, evidence)
-    reason = f"its target predictions are more certain and as diverse (im {ours['im']:.2f} against {theirs['im']:.2f})"
-    return Verdict("adapted", reason, evidence)
+    return Verdict("adapted", f"its target predictions say more, and as diversely ({compared})", evidence)

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,10 +52,12 @@ class Fit:
 
     def __init__(
         self, workshop: Workshop, stages: list[Stage], batches: PairedBatches, data: Domains, folder: Path,
-        watcher: Watcher, fingerprint: str,
+        watcher: Watcher, fingerprint: str, origins: dict[str, str],
     ) -> None:  # fmt: skip
         self.workshop, self.stages, self.batches, self.data = workshop, stages, batches, data
         self.folder, self.watcher, self.fingerprint = folder, watcher, fingerprint
+        self.origins = origins
+        """Where each network's first weights came from: kept for a resumed run."""
         self.position = (0, 0)
         """Stage, and steps of it that are done."""
         self.best: dict[str, Record] = {}
@@ -63,8 +66,22 @@ class Fit:
         self.pairs, self.seconds = 0, 0.0
         self._sums: dict[str, float] = {}
         self._since: tuple[float, int] = (0.0, 0)
-        self._saved = time.monotonic()
+        self._saved = self._started = time.monotonic()
+        self._begun, self._wall_before = time.monotonic(), 0.0
         self._stop = False
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of training and evaluation, those before an interruption included."""
+        return self._wall_before + time.monotonic() - self._begun
+
+    @property
+    def pairs_per_s(self) -> float:
+        """Source and target pairs a second while adapting; source images a second where nothing adapts."""
+        adapting = {stage.name for stage in self.stages if stage.adapts} or {stage.name for stage in self.stages}
+        epochs = [line for line in self.history if line["stage"] in adapting]
+        seconds = sum(line["seconds"] for line in epochs)
+        return float(sum(line["pairs_per_s"] * line["seconds"] for line in epochs) / max(seconds, 1e-9))
 
     def run(self, resume: bool) -> None:
         """Train every stage to its end. Raises Interrupted (state saved) and Diverged (last good state kept)."""
@@ -77,6 +94,7 @@ class Fit:
                 if state and index == first:
                     method = stage.build(self.workshop)
                     method.load_state(state["method"])
+                    torch.set_rng_state(state["rng"])
                 else:
                     for role, origin in stage.starts_from.items():
                         weights = plain_network(self.workshop.networks[origin]).state_dict()
@@ -90,10 +108,10 @@ class Fit:
         done = self.position[1] if self.position[0] == index else 0
         self.position = (index, done)
         self.watcher.stage(stage.name, stage.epochs, per_epoch, done)
-        started = time.monotonic()
+        self._resume_clock()
         for step in range(done, total):
             self._train_mode(stage)
-            batch = self.batches.get(index, step)
+            batch = self.batches.get(zlib.crc32(stage.name.encode()), step)
             try:
                 terms = method.step(batch, step / total)
             except Diverged as error:
@@ -105,10 +123,9 @@ class Fit:
             self.pairs += len(batch.source_labels)
             self.watcher.step(len(batch.source_labels))
             if (step + 1) % per_epoch == 0:
-                now = time.monotonic()
-                self.seconds += now - started
+                self._stop_clock()
                 self._epoch(stage, (step + 1) // per_epoch)
-                started = time.monotonic()
+                self._resume_clock()
             if (
                 self._stop
                 or step + 1 == total
@@ -145,7 +162,8 @@ class Fit:
         self.watcher.epoch(record)
 
     def _score(self, role: str, stage: Stage, epoch: int) -> Record:
-        network, data = self.workshop.networks[role], self.data
+        # the plain network, in fp32: what is scored is what is shipped
+        network, data = plain_network(self.workshop.networks[role]), self.data
         recipe = self.workshop.recipe
         preprocessing = recipe.data.preprocessing
         scored = data.target.take(spread(len(data.target), SCORED_IMAGES))
@@ -164,7 +182,7 @@ class Fit:
         best = self.best.get(role)
         same_stage = best is not None and best["record"]["stage"] == stage.name
         if is_better(recipe.select.rule, mine, best["record"] if best and same_stage else None):
-            weights = {key: value.detach().cpu().clone() for key, value in plain_network(network).state_dict().items()}
+            weights = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
             self.best[role] = {"record": mine, "weights": weights}
         for name, value in network.named_buffers():
             value.copy_(trained[name])
@@ -176,19 +194,37 @@ class Fit:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
         temporary.replace(path)
 
+    def _resume_clock(self) -> None:
+        self._started = time.monotonic()
+
+    def _stop_clock(self) -> None:
+        """Count the time since the clock was started, and start it again."""
+        now = time.monotonic()
+        self.seconds += now - self._started
+        self._started = now
+
     def _save(self, method: Method) -> None:
+        self._stop_clock()
         state = {
             "fingerprint": self.fingerprint,
+            "origins": self.origins,
             "position": list(self.position),
             "networks": {role: plain_network(network).state_dict() for role, network in self.workshop.networks.items()},
             "method": method.state(),
             "best": self.best,
             "history": self.history,
-            "progress": {"pairs": self.pairs, "seconds": self.seconds, "sums": self._sums, "since": list(self._since)},
+            "progress": {
+                "pairs": self.pairs,
+                "seconds": self.seconds,
+                "wall": self.wall_s,
+                "sums": self._sums,
+                "since": list(self._since),
+            },
             "rng": torch.get_rng_state(),
         }
         save_checkpoint(self.folder / CHECKPOINT, state)
         self._saved = time.monotonic()
+        self._resume_clock()
 
     def _restore(self, state: Record) -> int:
         if state["fingerprint"] != self.fingerprint:
@@ -201,9 +237,9 @@ class Fit:
         self.best, self.history = state["best"], state["history"]
         progress = state["progress"]
         self.pairs, self.seconds, self._sums = progress["pairs"], progress["seconds"], progress["sums"]
+        self._wall_before = progress["wall"]
         self._since = (progress["since"][0], progress["since"][1])
         self.position = (state["position"][0], state["position"][1])
-        torch.set_rng_state(state["rng"])
         return self.position[0]
 
     @contextmanager

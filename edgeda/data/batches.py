@@ -59,7 +59,7 @@ class PairedBatches:
         return max(1, round(len(self._source) / self._batch_size))
 
     def get(self, stage: int, step: int) -> Batch:
-        """Batch `step` (counted over the whole stage) of stage `stage`."""
+        """Batch `step`, counted over the whole stage; `stage` is any number that stands for the stage."""
         random = torch.Generator().manual_seed(_mix(self._seed, 7, stage, step))
         source = self._positions(0, stage, step, len(self._source))
         target = self._positions(1, stage, step, len(self._target))

@@ -37,13 +37,16 @@ def export_run(
     images: Pixels,
     *,
     images_from: str,
+    role: str = "student",
     labels: NDArray[np.int64] | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     gmacs: float | None = None,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Export a run's student to `out`/student.onnx with `manifest.json` beside it; `out` is RUN/exports.
+    """Export a run's network to `out`/ROLE.onnx with `manifest.json` beside it.
+
+    `out` is RUN/exports for the student, RUN/exports/ROLE for the teacher and the source-only student.
 
     `images` are stored squares uint8 `(N, S, S, 3)` of real pictures, `images_from` says in words
     which; with `labels` `(N,)` the accuracy of network and file is recorded too. A few hundred are
@@ -53,10 +56,10 @@ def export_run(
     Raises InputError when the run has no student, the images do not fit, the place is taken, or the
     file differs from the network by more than PARITY_LIMIT; nothing is left behind then.
     """
-    network, card = load_network(run.weights())
+    network, card = load_network(run.weights(role))
     _check_images(images, labels, card.preprocessing.stored_size, len(card.classes))
-    folder = run.exports if out is None else out
-    path, manifest_path = folder / "student.onnx", folder / "manifest.json"
+    folder = out or (run.exports if role == "student" else run.exports / role)
+    path, manifest_path = folder / f"{role}.onnx", folder / "manifest.json"
     replaced = path.exists()
     if not overwrite:
         _check_place(path, manifest_path, None if out is None else run.name)

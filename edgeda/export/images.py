@@ -27,16 +27,17 @@ class CheckImages:
     gmacs: float | None
 
 
-def parity_images(run: RunDirectory, images: str | None) -> CheckImages:
+def parity_images(run: RunDirectory, images: str | None, role: str = "student") -> CheckImages:
     """Up to 512 images for the parity check of a run's export.
 
     Without `images`: the labelled target-test images of the run when it has some (so that accuracy can
     be stated), else its target. InputError says what to name when those can no longer be read.
     """
     summary = run.summary()
-    gmacs = ((summary.get("complexity") or {}).get("student") or {}).get("gmacs")
+    known = "teacher" if role == "teacher" else "student"
+    gmacs = ((summary.get("complexity") or {}).get(known) or {}).get("gmacs")
     recipe = load_recipe(str(run.path / RECIPE))
-    card = read_card(run.weights())
+    card = read_card(run.weights(role))
     data = recipe.data.model_copy(update={"target": images} if images else {})
     try:
         if images is None and data.target_test:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -63,9 +63,12 @@ class Learner:
             group["lr"] = lr * learning_rate(progress, recipe.lr_schedule, recipe.lr_warmup)
         self.optimizer.zero_grad(set_to_none=True)
         self._fabric.backward(loss)
+        scaler = getattr(self._fabric.strategy.precision, "scaler", None)  # fp16 on a GPU: skips its own overflows
+        if scaler is not None:
+            scaler.unscale_(self.optimizer.optimizer)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if not torch.isfinite(loss) or not torch.isfinite(norm):
+        if not torch.isfinite(loss) or (scaler is None and not torch.isfinite(norm)):
             raise Diverged("the loss is not finite" if not torch.isfinite(loss) else "a gradient is not finite")
         if self._clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
@@ -129,9 +132,6 @@ class Adaptation(nn.Module):
 
 class Method(ABC):
     """One training algorithm: it owns its learners and has one step."""
-
-    trains: ClassVar[tuple[str, ...]] = ()
-    """Roles of the networks it trains; the others are left alone."""
 
     def __init__(self, workshop: Workshop) -> None:
         self.workshop = workshop

@@ -62,6 +62,7 @@ def compare_run(run: RunDirectory, *, budget_s: float = 0.5, threads: int | None
     described = machine()
     return {
         "run": str(run.path),
+        "verdict": summary.get("verdict"),
         "rows": rows,
         "conclusion": conclusion(rows),
         "notes": caveats(rows),
@@ -98,7 +99,11 @@ def conclusion(rows: Sequence[Row]) -> str:
 
 def compare_text(compared: Mapping[str, Any], width: int = 80) -> str:
     """The result of `compare_run` as text: table, conclusion, notes, machine."""
-    lines = [text_table(compared["rows"], COMPARE_COLUMNS, width), "", compared["conclusion"], *compared["notes"]]
+    lines = [f"run {compared['run']}", text_table(compared["rows"], COMPARE_COLUMNS, width), "", compared["conclusion"]]
+    verdict = compared.get("verdict")
+    if verdict:
+        lines.append(f"verdict (label-free): ship the {verdict['ship']} student: {verdict['reason']}")
+    lines += compared["notes"]
     return "\n".join([*lines, f"machine: {compared['machine_line']}"])
 
 
@@ -141,8 +146,9 @@ def _fastest(rows: Sequence[Row], teacher: Row) -> str:
     if not candidates:
         return ""
     best = min(candidates, key=lambda row: float(row["median_ms"]))
-    said = f"it is fastest here as {best['model']} in {best['engine']}, {format_value(best['median_ms'])} ms an image"
+    about = "about " if best.get("clean") is False or teacher.get("clean") is False else ""
+    said = f"fastest here: {best['model']} in {best['engine']}, {about}{format_value(best['median_ms'])} ms an image"
     if teacher.get("median_ms") is None:
         return said
     ratio = teacher["median_ms"] / best["median_ms"]
-    return f"{said}, {_times(ratio, 'faster', 'slower')} than the teacher in {teacher['engine']}"
+    return f"{said}, {about}{_times(ratio, 'faster', 'slower')} than the teacher in {teacher['engine']}"

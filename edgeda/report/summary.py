@@ -40,6 +40,8 @@ def summary_text(summary: Mapping[str, Any]) -> str:
             else f"by {rule}, without target labels"
         )
         lines.append(f"selected: epoch {epoch}, {how};  * oracle: the best epoch by target labels, an upper bound only")
+    if summary["accuracy_source_images"] != "held out":
+        lines.append("source: accuracy on the images trained on, as none are held out (data.source_holdout)")
     verdict = summary["verdict"]
     kept = "the adapted student" if verdict["ship"] == "adapted" else "the source-only student"
     lines += [
@@ -47,7 +49,8 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         f"{summary['wall_s']:.0f} s of training, {summary['pairs_per_s']:.1f} pairs/s in {summary['precision']}, "
         f"peak memory {summary['peak_memory_mb'] / 1024:.1f} GiB; run saved in {summary['run']}",
         "",
-        f"next: edgeda export {summary['run']} --onnx",
+        f"next: edgeda export {summary['run']} --onnx"
+        + ("" if verdict["ship"] == "adapted" else " --role source_only"),
         f"      edgeda compare {summary['run']}",
     ]
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from edgeda.errors import InputError
 from edgeda.runtime.backends import open_backend
@@ -94,7 +94,7 @@ def _decoded(picture: object, index: int) -> Image.Image | Pixels:
     if isinstance(picture, (str, Path)):
         return open_image(Path(picture))
     if isinstance(picture, Image.Image):
-        return picture
+        return ImageOps.exif_transpose(picture)
     if isinstance(picture, np.ndarray):
         if picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3 and picture.size:
             return picture

@@ -55,10 +55,10 @@ def test_the_file_holds_no_path_of_this_machine(exported: dict, run_directory: P
 
 
 def test_evaluate_says_the_same_of_run_and_export(
-    edgeda: Edgeda, run_directory: Path, folders: Folders, exported: dict
+    command: Edgeda, run_directory: Path, folders: Folders, exported: dict
 ):
-    in_torch = edgeda("evaluate", run_directory, "--data", folders.target_test, "--json").json
-    in_onnx = edgeda("evaluate", exported["path"], "--data", folders.target_test, "--json").json
+    in_torch = command("evaluate", run_directory, "--data", folders.target_test, "--json").json
+    in_onnx = command("evaluate", exported["path"], "--data", folders.target_test, "--json").json
     summary = json.loads((run_directory / "summary.json").read_text())
     assert in_torch["accuracy"] == in_onnx["accuracy"] == summary["accuracy"]["student"]["target"]["selected"]
     assert in_torch["per_class"] == in_onnx["per_class"]
@@ -74,8 +74,8 @@ def test_evaluate_needs_data_with_the_models_classes(command: Edgeda, run_direct
     assert "'cat'" in ran.error
 
 
-def test_profile_counts_and_times_run_and_export(edgeda: Edgeda, run_directory: Path, exported: dict):
-    ran = edgeda("profile", run_directory, "--budget", 0.05, "--json")
+def test_profile_counts_and_times_run_and_export(command: Edgeda, run_directory: Path, exported: dict):
+    ran = command("profile", run_directory, "--budget", 0.05, "--json")
     assert ran.code == 0, ran.err
     rows = {row["engine"]: row for row in ran.json["rows"]}
     assert set(rows) == {"torch", "onnxruntime", "openvino"}
@@ -86,12 +86,12 @@ def test_profile_counts_and_times_run_and_export(edgeda: Edgeda, run_directory: 
         assert 0 < row["median_ms"] <= row["p90_ms"] <= row["p99_ms"]
 
 
-def test_compare_has_the_three_networks_and_the_export(edgeda: Edgeda, run_directory: Path, exported: dict):
-    ran = edgeda("compare", run_directory, "--budget", 0.05)
+def test_compare_has_the_three_networks_and_the_export(command: Edgeda, run_directory: Path, exported: dict):
+    ran = command("compare", run_directory, "--budget", 0.05)
     assert ran.code == 0, ran.err
     for words in ("teacher", "student", "source-only", "GMACs", "onnxruntime"):
         assert words in ran.out
-    (compared,) = edgeda("compare", run_directory, "--budget", 0.05, "--json").json["runs"]
+    (compared,) = command("compare", run_directory, "--budget", 0.05, "--json").json["runs"]
     summary = json.loads((run_directory / "summary.json").read_text())
     accuracies = {row["role"]: row["target_accuracy"] for row in compared["rows"]}
     for role in ("teacher", "student", "source_only"):
@@ -106,8 +106,8 @@ def test_without_a_model_the_newest_run_is_meant_and_named(edgeda: Edgeda, run_d
     assert "runs/mine" in ran.err
 
 
-def test_known_backbones_have_their_known_cost(edgeda: Edgeda):
-    ran = edgeda("profile", "r50", "r18", "--classes", 1000, "--input-size", 224, "--budget", 0.01, "--json")
+def test_known_backbones_have_their_known_cost(command: Edgeda):
+    ran = command("profile", "r50", "r18", "--classes", 1000, "--input-size", 224, "--budget", 0.01, "--json")
     assert ran.code == 0, ran.err
     costs = [(round(row["gmacs"], 1), round(row["params_m"], 1)) for row in ran.json["rows"]]
     assert costs == [(4.1, 25.6), (1.8, 11.7)]
@@ -131,11 +131,11 @@ assert not [name for name in sys.modules if name == "timm" or name.startswith("l
     assert done.returncode == 0, done.stderr
 
 
-def test_doctor_says_what_this_machine_can_do(edgeda: Edgeda):
-    ran = edgeda("doctor")
+def test_doctor_says_what_this_machine_can_do(command: Edgeda):
+    ran = command("doctor")
     assert ran.code == 0, ran.err
     assert "onnxruntime" in ran.out
-    found = edgeda("doctor", "--json")
+    found = command("doctor", "--json")
     assert isinstance(found.json, dict)
 
 

@@ -152,11 +152,14 @@ def test_an_unfinished_run_says_how_to_finish_it(command: Edgeda, run_directory:
 def test_a_damaged_checkpoint_and_damaged_weights(command: Edgeda, run_directory: Path, tmp_path: Path):
     copy = tmp_path / "copy"
     shutil.copytree(run_directory, copy)
+    summary = (copy / "summary.json").read_text()
+    (copy / "summary.json").unlink()
     state = copy / "checkpoint" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:1000])
     ran = command("adapt", "--out", copy, "--resume")
     assert ran.code == 2
     assert "damaged" in ran.error
+    (copy / "summary.json").write_text(summary)
     (copy / "student.safetensors").write_bytes(b"rubbish")
     ran = command("export", copy)
     assert ran.code == 2

@@ -173,7 +173,7 @@ SURE = sure([0, 1, 2, 2, 1, 0], logit=5.0)
 def test_a_surer_and_as_diverse_student_is_shipped():
     verdict = judge(SURE, UNSURE, None, 95.0, 96.0)
     assert verdict.ship == "adapted"
-    assert "more certain and as diverse" in verdict.reason
+    assert "say more, and as diversely" in verdict.reason
 
 
 def test_the_evidence():
