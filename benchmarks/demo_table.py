@@ -24,6 +24,7 @@ from edgeda.profiling.machine import machine_line
 from edgeda.recipe import Recipe, load_recipe
 from edgeda.report.tables import Column, markdown_table
 from edgeda.selection import accuracy
+from edgeda.train import SCORED_IMAGES
 
 ROLES = {"source_only": "source-only student", "student": "adapted student", "teacher": "adapted teacher"}
 COLUMNS = [Column("network", "network"), Column("last", "last epoch", "%"), Column("selected", "selected", "%")]
@@ -32,7 +33,7 @@ COLUMNS = [Column("network", "network"), Column("last", "last epoch", "%"), Colu
 def with_target_statistics(run: RunDirectory, recipe: Recipe) -> float:
     """Target-test accuracy of the source-only student with BatchNorm statistics of the target (AdaBN), percent."""
     network, card = load_network(run.weights("source_only"))
-    estimate_statistics(network, load_target(recipe.data).squares, card.preprocessing)
+    estimate_statistics(network, load_target(recipe.data, SCORED_IMAGES).squares, card.preprocessing)
     test = load_test(recipe.data.target_test or "", card.classes, card.preprocessing)
     logits = predict_logits(network.eval(), test.squares, card.preprocessing)
     return accuracy(logits, torch.from_numpy(test.labels))

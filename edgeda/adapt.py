@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +28,15 @@ from edgeda.methods import Stage, Workshop, stages
 from edgeda.models import Architecture, Network, NetworkCard, backbone_name, build_network, save_network
 from edgeda.precision import FABRIC, resolve_device, resolve_precision
 from edgeda.profiling.complexity import torch_complexity
-from edgeda.profiling.machine import machine
+from edgeda.profiling.machine import machine, usable_threads
 from edgeda.recipe import Recipe, load_recipe, parse_set
 from edgeda.selection import judge
-from edgeda.train import Fit, Record, Watcher, default_threads
+from edgeda.train import Fit, Record, Watcher
 
 log = logging.getLogger(__name__)
 
 OURS = (RECIPE, SUMMARY, METRICS, "report.html", *(f"{role}.safetensors" for role in ROLES))
+LOCK = ".lock"
 OUR_FOLDERS = (CHECKPOINT, "plots", "exports")
 
 
@@ -57,12 +61,13 @@ def adapt(recipe: Recipe, out: Path | None, watcher: Watcher, resume: bool = Fal
     networks, origins = _networks(recipe, planned, data, run if resume else None)
     _describe(data, recipe, origins)
     try:
-        if not resume:
-            _clear(run.path)
         run.path.mkdir(parents=True, exist_ok=True)
-        _write(run.path / RECIPE, recipe.to_yaml())
-        fit = _train(recipe, planned, run, data, networks, origins, watcher, resume)
-        return _finish(recipe, run, data, networks, fit, origins)
+        with _locked(run.path):
+            if not resume:
+                _clear(run.path)
+            _write(run.path / RECIPE, recipe.to_yaml())
+            fit = _train(recipe, planned, run, data, networks, origins, watcher, resume)
+            return _finish(recipe, run, data, networks, fit, origins)
     except OSError as error:
         raise from_os_error(error, f"writing the run {run.path}") from error
 
@@ -83,7 +88,7 @@ def adapt_recipe(
         for key, flag in (("data.source", "--source"), ("data.target", "--target")):
             if key not in overrides:
                 raise InputError(f"{flag} is missing; give both --source and --target, or neither for built-in images")
-    return load_recipe(recipe or ("default" if own_data else "digits"), overrides)
+    return load_recipe(("default" if own_data else "digits") if recipe is None else recipe, overrides)
 
 
 def _recipe_to_resume(out: Path | None, recipe: str | None, overrides: dict[str, Any]) -> Recipe:
@@ -112,7 +117,7 @@ def check(recipe: Recipe) -> Recipe:
 def resolve(recipe: Recipe) -> Recipe:
     """The recipe with everything decided that `auto` left open; may have to measure."""
     recipe = check(recipe)
-    threads = recipe.train.threads or default_threads()
+    threads = recipe.train.threads or usable_threads()
     torch.set_num_threads(threads)
     device = resolve_device(recipe.train.device)
     largest = Architecture(recipe.teacher.backbone, 10)
@@ -132,11 +137,31 @@ def _claim(out: Path | None, recipe: Recipe, resume: bool, overwrite: bool) -> P
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()):
-        if not (out / RECIPE).is_file():
+        if not _is_run(out):
             raise InputError(f"--out {out} is not empty and not a run directory; choose another folder")
         if not overwrite:
             raise InputError(f"the run {out} exists already; add --resume to go on, --overwrite to start again")
     return out
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder holds a recipe of ours, so that what lies beside it may be replaced."""
+    try:
+        load_recipe(str(folder / RECIPE))
+    except InputError:
+        return False
+    return True
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a run directory; the system lets go of the lock when a process dies."""
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is training in {folder}; choose another --out or wait for it") from None
+        yield
 
 
 def _clear(folder: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeda.errors import InputError
+from edgeda.errors import InputError, user_path
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def find_model(model: str | None) -> RunDirectory | Path:
     """A run directory, or the path of an exported model file or OpenVINO folder."""
     if model is None:
         return newest_run()
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.is_dir():
         if (path / RECIPE).is_file() or (path / SUMMARY).is_file():
             return RunDirectory(path)

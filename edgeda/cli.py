@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from edgeda import __version__
 from edgeda.console import TrainingDisplay, out, set_up_logging, stderr, terminal_width
@@ -31,6 +32,33 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+class AdaptCommand(TyperCommand):
+    """`adapt`: its --help takes the list of alignments from the classes themselves, and loads torch only then."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The usual help, with a line for every alignment under its option."""
+        option: Any = next(parameter for parameter in self.params if parameter.name == "alignment")
+        plain = option.help
+        option.help = f"{plain}\n\n\b\n{_alignments()}"
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            option.help = plain
+
+
+def _alignments() -> str:
+    try:
+        from edgeda.alignments import ALIGNMENTS
+    except ModuleNotFoundError:
+        return "(to list them: pip install 'edgeda[train]')"
+    width = max(map(len, ALIGNMENTS))
+    return "\n".join(f"{name:<{width}}  {alignment.summary()}" for name, alignment in ALIGNMENTS.items())
+
+
+INTERRUPTED = 130
+"""What typer makes of Ctrl-C outside training."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
 Model = Annotated[
     str | None,
@@ -38,7 +66,7 @@ Model = Annotated[
         metavar="[MODEL]", help="A run directory, a .onnx file or an OpenVINO folder; default: the newest run."
     ),
 ]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: one per physical core.", min=1)]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: one per physical core.", min=1, max=1024)]
 
 
 def _version(wanted: bool) -> None:
@@ -56,7 +84,7 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(cls=AdaptCommand)
 def adapt(
     teacher: Annotated[str | None, typer.Option(help="Teacher backbone: r50, r101, r152 or any timm name.")] = None,
     student: Annotated[str | None, typer.Option(help="Student backbone: r18, r34 or any timm name.")] = None,
@@ -88,7 +116,7 @@ def adapt(
     ] = None,
     alignment: Annotated[
         str | None,
-        typer.Option(help="mmd: maximum mean discrepancy; mcc: minimum class confusion; or several, as mmd,mcc."),
+        typer.Option(help="What pulls the target's features to the source's: one, or several as mmd,mcc."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the source in the main stage.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images of each domain in a batch.")] = None,
@@ -175,14 +203,12 @@ def export(
     if role not in ROLES:
         raise InputError(f"--role {role}{did_you_mean(role, ROLES)}")
     run = find_run(model)
-    if role == "student" and run.summary()["verdict"]["ship"] == "source-only":
-        log.warning(
-            "the run's verdict is to ship the source-only student: edgeda export %s --role source_only", run.path
-        )
+    if role == "student" and (run.summary().get("verdict") or {}).get("ship") == "source-only":
+        log.warning("the verdict is to ship the source-only student: edgeda export %s --role source_only", run.path)
     checked = parity_images(run, images, role)
     result = export_run(
-        run, checked.squares, images_from=checked.origin, role=role, labels=checked.labels, out=out_, overwrite=overwrite,
-        gmacs=checked.gmacs, threads=threads,
+        run, checked.squares, images_from=checked.origin, role=role, labels=checked.labels, out=out_,
+        overwrite=overwrite, gmacs=checked.gmacs, threads=threads,
     )  # fmt: skip
     _print(json_, result, lambda: export_text(result))
 
@@ -274,6 +300,8 @@ def main() -> None:
     set_up_logging()
     with _one_line(debug):
         code = app(arguments, prog_name="edgeda", standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -296,6 +324,10 @@ def _one_line(debug: bool) -> Iterator[None]:
     except ModuleNotFoundError as error:
         missing = MissingExtra(f"the package {error.name} is not installed; `edgeda doctor` says which extra brings it")
         _fail(str(missing), missing.exit_code, debug)
+    except RecursionError:
+        _fail("a file that was read is nested too deeply to be one of ours", 2, debug)
+    except MemoryError:
+        _fail("not enough memory for what was asked; ask for less", 2, debug)
     except Exception as error:  # noqa: BLE001 - the last resort: a bug, said in one line
         usage = getattr(error, "format_message", None)  # click's errors, which typer ships its own copy of
         if usage is None:

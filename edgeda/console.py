@@ -87,8 +87,9 @@ def _clock(seconds: float) -> str:
 
 def out(text: str) -> None:
     """Print a result on stdout."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    if sys.stdout is not None:  # closed with >&-
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 def terminal_width() -> int:

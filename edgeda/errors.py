@@ -16,6 +16,7 @@ import difflib
 import errno
 import importlib
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 
 
@@ -58,6 +59,14 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
             f"{purpose} needs the package {module.split('.')[0]} ({one_line(error)}); "
             f"install it with: pip install 'edgeda[{extra}]'"
         ) from error
+
+
+def user_path(text: str) -> Path:
+    """A path as the user wrote it, `~` resolved; InputError for the home of a user who does not exist."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"no such path: {text} ({one_line(error)})") from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

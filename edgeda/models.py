@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edgeda.checkpoint import write_safetensors
 from edgeda.errors import InputError, did_you_mean
+from edgeda.outputs import Output as Output
 from edgeda.pretrained import obtain_backbone
 from edgeda.runtime.preprocessing import Preprocessing
 
@@ -23,13 +24,6 @@ log = logging.getLogger(__name__)
 
 ALIASES = {"r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101", "r152": "resnet152"}
 METADATA_KEY = "edgeda"
-
-
-class Output(NamedTuple):
-    """What a network says of a batch: `features` `(B, D)` before the head, `logits` `(B, C)`."""
-
-    features: Tensor
-    logits: Tensor
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from edgeda.errors import InputError
+from edgeda.errors import InputError, user_path
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def obtain_backbone(name: str, pretrained: str) -> tuple[nn.Module, str]:
     if pretrained == "auto":
         return _pretrained_or_scratch(name)
     backbone = _create(name, False)
-    return backbone, _load_backbone(backbone, Path(pretrained).expanduser())
+    return backbone, _load_backbone(backbone, user_path(pretrained))
 
 
 def _create(name: str, pretrained: bool) -> nn.Module:

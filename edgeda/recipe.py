@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from edgeda.errors import InputError, did_you_mean
+from edgeda.errors import InputError, did_you_mean, user_path
 from edgeda.runtime.preprocessing import Preprocessing
 
 
@@ -28,6 +29,7 @@ def _number(value: object) -> object:
 
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
 Range = tuple[Number, Number]
@@ -103,6 +105,7 @@ class VideoRecipe(_Strict):
     every_s: Annotated[Number, Field(ge=0)] = 0.5
     """Seconds between two frames; 0: every frame."""
     max_frames: Annotated[int, Field(ge=1)] = 5000
+    """More are thinned out evenly."""
 
 
 class DataRecipe(_Strict):
@@ -148,6 +151,10 @@ class AdaptRecipe(_Strict):
 class DistillRecipe(_Strict):
     """Knowledge distillation (KD-UDA eqs. 3-7)."""
 
+    loss: Literal["kl", "mse", "ce", "dkd", "feature"] = "kl"
+    """What the student minimizes: softened outputs (kl, mse, ce, dkd) or similarities of features (feature)."""
+    dkd: tuple[NotNegative, NotNegative] = (1.0, 8.0)
+    """Weights of the target class and of the other classes, for `loss: dkd`."""
     tau: Positive = 20.0
     """Temperature."""
     alpha: Annotated[Number, Field(ge=0)] = 0.8
@@ -171,7 +178,7 @@ class TrainRecipe(_Strict):
     """Images of each domain in a batch."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads; 0: all cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     clip_norm: Annotated[Number, Field(ge=0)] = 0.0
@@ -241,7 +248,7 @@ def preset_names() -> list[str]:
 
 def read_recipe(source: str) -> dict[str, Any]:
     """The mapping in a YAML file or preset, not validated."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_file():
         text, where = _read_text(path), str(path)
     elif source in preset_names():
@@ -301,7 +308,7 @@ def _explain(error: ValidationError, source: str | None) -> str:
         return f"{where}unknown key '{dotted}'{hint}"
     if first["type"] == "missing":
         return f"{where}'{dotted}' is missing"
-    return f"{where}{dotted}: {first['msg'].lower().removeprefix('value error, ')} (got {first['input']!r})"
+    return f"{where}{dotted}: {first['msg'].lower().removeprefix('value error, ')} (got {reprlib.repr(first['input'])})"
 
 
 def _keys_at(location: list[str]) -> list[str]:

@@ -10,12 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RULES = {
-    "im": "information maximization: confident on each target image, diverse over all of them",
-    "snd": "soft neighborhood density: target predictions form tight groups",
-    "last": "the last epoch",
-    "oracle": "best accuracy on target-test labels (reads labels: an upper bound, not a result)",
-}
 SND_TEMPERATURE = 0.05
 SOURCE_TOLERANCE = 15.0
 """Points of source accuracy an adapted student may lose before the verdict turns against it."""

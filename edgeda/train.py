@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 import time
@@ -14,14 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeda.artifacts import CHECKPOINT, METRICS
 from edgeda.checkpoint import load_checkpoint, save_checkpoint
-from edgeda.data import Domains, ImageSet
+from edgeda.data import Domains, ImageSet, spread
 from edgeda.data.batches import PairedBatches
 from edgeda.errors import Diverged, InputError, Interrupted
 from edgeda.inference import estimate_statistics, predict_logits
@@ -260,16 +257,6 @@ class Fit:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def spread(count: int, most: int) -> NDArray[np.int64]:
-    """At most `most` indices spread evenly over `count` items."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
-
-
-def default_threads() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _accuracy(network: torch.nn.Module, images: ImageSet, workshop: Workshop) -> float | None:

@@ -6,11 +6,14 @@ from torch import Tensor
 
 from edgeda.alignments.base import Alignment
 from edgeda.losses.mcc import minimum_class_confusion
-from edgeda.models import Output
+from edgeda.outputs import Output
 
 
 class MccAlignment(Alignment):
-    """Off-diagonal class confusion of target predictions at temperature 2.5."""
+    """Minimum class confusion of the target (2020).
+
+    Off-diagonal class confusion at temperature 2.5.
+    """
 
     def forward(self, source: Output, target: Output, source_labels: Tensor, progress: float) -> Tensor:
         """`losses.mcc.minimum_class_confusion` of the target logits."""

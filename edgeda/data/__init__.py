@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeda.data.domains import Labels, open_labelled, open_unlabelled
-from edgeda.data.images import ImageSet, decode
+from edgeda.data.images import ImageSet, decode, spread
 from edgeda.errors import InputError
 from edgeda.recipe import DataRecipe
 from edgeda.runtime.preprocessing import Preprocessing
 
-__all__ = ["Domains", "ImageSet", "load_domains", "load_target", "load_test"]
+__all__ = ["Domains", "ImageSet", "load_domains", "load_target", "load_test", "spread"]
 
 log = logging.getLogger(__name__)
 

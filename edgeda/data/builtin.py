@@ -12,13 +12,12 @@ import gzip
 import zlib
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeda.data.domains import ArrayDomain, Domain, Labels
-from edgeda.errors import InputError, require
+from edgeda.errors import InputError, require, user_path
 
 DIGITS = tuple("0123456789")
 _ORDER_SEED = 20_200_507
@@ -71,7 +70,7 @@ def _optdigits_part(name: str, start: int, stop: int) -> ArrayDomain:
 
 
 def _usps_part(name: str, file: str, folder: str) -> ArrayDomain:
-    path = Path(folder).expanduser() / file
+    path = user_path(folder) / file
     if not folder or not path.is_file():
         raise InputError(f"{name} needs the folder that holds {file}, such as {name}:data/usps; not found: {path}")
     try:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgeda.errors import InputError, did_you_mean
+from edgeda.errors import InputError, did_you_mean, user_path
 from edgeda.recipe import VideoRecipe
 from edgeda.runtime.preprocessing import open_image
 
@@ -196,7 +196,7 @@ def _builtin(spec: str) -> Domain | None:
 
 
 def _existing(spec: str) -> Path:
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     if not path.exists():
         from edgeda.data.builtin import BUILTIN
 

@@ -51,9 +51,7 @@ def decode(domain: Domain, preprocessing: Preprocessing, what: str, limit: int |
 
     Raises InputError when nothing could be read; `what` names the domain's part in the message.
     """
-    wanted = np.arange(len(domain))
-    if limit is not None and limit < len(domain):
-        wanted = np.unique(np.linspace(0, len(domain) - 1, limit).round().astype(int))
+    wanted = spread(len(domain), limit or len(domain))
     side = preprocessing.stored_size
     squares = _allocate((len(wanted), side, side, 3))
     skipped = list(domain.ignored)
@@ -75,6 +73,11 @@ def decode(domain: Domain, preprocessing: Preprocessing, what: str, limit: int |
     return ImageSet(domain.name, squares[: len(kept)], labels, domain.classes, names, tuple(skipped))
 
 
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` indices, evenly over `count` items."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+
+
 def _read_all(
     domain: Domain, indices: Iterable[int], preprocessing: Preprocessing
 ) -> Iterator[tuple[int, Pixels | str]]:
@@ -88,7 +91,7 @@ def _read_all(
         yield from map(read, indices)
         return
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        yield from pool.map(read, indices, chunksize=16)
+        yield from pool.map(read, indices)
 
 
 def _allocate(shape: tuple[int, ...]) -> Pixels:

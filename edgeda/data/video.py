@@ -8,12 +8,13 @@ from typing import Any
 from PIL import Image
 
 from edgeda.data.domains import Domain
+from edgeda.data.images import spread
 from edgeda.errors import InputError, require
 from edgeda.recipe import VideoRecipe
 
 
 class VideoDomain(Domain):
-    """Every `every_s` seconds a frame, at most `max_frames`, read in order."""
+    """Every `every_s` seconds a frame, at most `max_frames` of them spread over the film, read in order."""
 
     sequential = True
 
@@ -30,7 +31,8 @@ class VideoDomain(Domain):
         if frames <= 0:
             raise InputError(f"no frames can be read from the video {path}")
         step = max(1, round(recipe.every_s * rate))
-        self._frames = list(range(0, frames, step))[: recipe.max_frames]
+        sampled = range(0, frames, step)
+        self._frames = [sampled[index] for index in spread(len(sampled), recipe.max_frames)]
         self._capture: Any = None
         self._at = 0
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeda.artifacts import RECIPE, RunDirectory
-from edgeda.data import load_target, load_test
+from edgeda.data import load_target, load_test, spread
 from edgeda.errors import EdgedaError, InputError
 from edgeda.models import read_card
 from edgeda.recipe import load_recipe
@@ -42,7 +42,7 @@ def parity_images(run: RunDirectory, images: str | None, role: str = "student") 
     try:
         if images is None and data.target_test:
             test = load_test(data.target_test, card.classes, card.preprocessing)
-            kept = test.take(np.unique(np.linspace(0, len(test) - 1, LIMIT).round().astype(np.int64)))
+            kept = test.take(spread(len(test), LIMIT))
             return CheckImages(kept.squares, f"target-test images ({test.name})", kept.labels, gmacs)
         target = load_target(data, LIMIT)
     except EdgedaError as error:

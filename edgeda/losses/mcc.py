@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgeda.losses.float32 import without_autocast
 
+
+@without_autocast
 def minimum_class_confusion(target_logits: Tensor, temperature: float = 2.5) -> Tensor:
     """Mean off-diagonal mass of the normalized class confusion matrix (Jin et al., ECCV 2020, eqs. 2-6).
 

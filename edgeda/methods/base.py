@@ -109,7 +109,10 @@ class Workshop:
 
 
 class Adaptation(nn.Module):
-    """L_TDA (KD-UDA eq. 2): alignment of the domains and cross-entropy on the source."""
+    """L_TDA (KD-UDA eq. 2): alignment of the domains and cross-entropy on the source.
+
+    gamma(p) ramps the alignments without a ramp of their own (`Alignment.own_ramp`), or the cross-entropy.
+    """
 
     def __init__(self, recipe: Recipe, features: int, classes: int) -> None:
         super().__init__()
@@ -121,13 +124,17 @@ class Adaptation(nn.Module):
         terms: Terms = {
             name: alignment(source, target, labels, progress) for name, alignment in self.alignments.items()
         }
-        alignment = self._recipe.weight * torch.stack(list(terms.values())).sum()
+        ramped = [terms[name] for name, alignment in self.alignments.items() if not alignment.own_ramp]
+        own = [terms[name] for name, alignment in self.alignments.items() if alignment.own_ramp]
+        nothing = source.logits.new_zeros(())
+        alignment = self._recipe.weight * (torch.stack(ramped).sum() if ramped else nothing)
+        adversarial = self._recipe.weight * (torch.stack(own).sum() if own else nothing)
         classification = nn.functional.cross_entropy(source.logits, labels)
         ramp = gamma(progress)
         terms["cross_entropy"] = classification
         if self._recipe.gamma_on == "alignment":
-            return classification + ramp * alignment, terms
-        return alignment + ramp * classification, terms
+            return classification + ramp * alignment + adversarial, terms
+        return alignment + ramp * classification + adversarial, terms
 
 
 class Method(ABC):

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from edgeda.data.batches import Batch
-from edgeda.losses.distillation import distillation_kl
 from edgeda.methods.base import Method, Stage, Terms, Workshop, detached
+from edgeda.methods.distillation import DISTILLATIONS
 from edgeda.methods.source_only import reference_stage, warm_up_stages
 from edgeda.models import Output
 from edgeda.recipe import Recipe
@@ -59,12 +59,12 @@ class KdUda(Method):
 
     def distill(self, batch: Batch, teacher_source: Output, teacher_target: Output, terms: Terms) -> torch.Tensor:
         """L_TKD + L_SKD (eqs. 3-4); the terms are added to `terms`."""
-        tau, alpha = self.recipe.tau, self.recipe.alpha
+        distillation = DISTILLATIONS[self.recipe.loss]
         student_source, student_target = self.workshop.forward("student", batch)
-        terms["target_kd"] = distillation_kl(student_target.logits, teacher_target.logits, tau)
-        terms["source_kd"] = distillation_kl(student_source.logits, teacher_source.logits, tau)
+        terms["target_kd"] = distillation(student_target, teacher_target, None, self.recipe)
+        terms["source_kd"] = distillation(student_source, teacher_source, batch.source_labels, self.recipe)
         terms["student_cross_entropy"] = F.cross_entropy(student_source.logits, batch.source_labels)
-        return terms["target_kd"] + terms["source_kd"] + alpha * terms["student_cross_entropy"]
+        return terms["target_kd"] + terms["source_kd"] + self.recipe.alpha * terms["student_cross_entropy"]
 
 
 def plan(recipe: Recipe) -> list[Stage]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeda.artifacts import RunDirectory, find_model
-from edgeda.errors import EdgedaError, InputError, MissingExtra, did_you_mean
+from edgeda.errors import EdgedaError, InputError, MissingExtra, did_you_mean, user_path
 from edgeda.profiling.machine import compute_threads
 from edgeda.profiling.subjects import (
     TORCH,
@@ -89,7 +89,7 @@ def _subjects(model: str | None, engines: Sequence[str] | None, classes: int, in
 
 def _is_name(model: str) -> bool:
     """Whether `model` can only be meant as a backbone name."""
-    path = Path(model).expanduser()
+    path = user_path(model)
     return not path.exists() and len(path.parts) == 1 and path.suffix.lower() not in _PATH_SUFFIXES
 
 

@@ -73,8 +73,9 @@ def compare_run(run: RunDirectory, *, budget_s: float = 0.5, threads: int | None
 
 def accuracy(summary: Mapping[str, Any], role: str, domain: str) -> float | None:
     """Percent of a role on `target` (at the selected epoch) or `source`, from a summary.json; None when not there."""
-    of_role = (summary.get("accuracy") or {}).get(role) or {}
-    value = of_role.get(domain)
+    value: Any = summary.get("accuracy")
+    for key in (role, domain):
+        value = value.get(key) if isinstance(value, Mapping) else None
     if isinstance(value, Mapping):
         value = value.get("selected")
     return float(value) if isinstance(value, (int, float)) else None
@@ -101,8 +102,8 @@ def compare_text(compared: Mapping[str, Any], width: int = 80) -> str:
     """The result of `compare_run` as text: table, conclusion, notes, machine."""
     lines = [f"run {compared['run']}", text_table(compared["rows"], COMPARE_COLUMNS, width), "", compared["conclusion"]]
     verdict = compared.get("verdict")
-    if verdict:
-        lines.append(f"verdict (label-free): ship the {verdict['ship']} student: {verdict['reason']}")
+    if isinstance(verdict, Mapping):
+        lines.append(f"verdict (label-free): ship the {verdict.get('ship')} student: {verdict.get('reason')}")
     lines += compared["notes"]
     return "\n".join([*lines, f"machine: {compared['machine_line']}"])
 

@@ -70,8 +70,10 @@ class Manifest:
             kept["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
             smallest, largest = values["batch"]
             kept["batch"] = (int(smallest), None if largest is None else int(largest))
+            if not all(isinstance(kept.get(name, ""), str) for name in ("input_name", "output_name", "precision")):
+                raise TypeError("input_name, output_name and precision are texts")
             return cls(**kept)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"the model's manifest cannot be read: {error!r}") from error
 
     @classmethod
@@ -79,5 +81,5 @@ class Manifest:
         """Parse the embedded JSON."""
         try:
             return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise InputError(f"the model's manifest is not JSON: {error}") from error

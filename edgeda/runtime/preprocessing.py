@@ -10,6 +10,7 @@ sees the same pixels as the training set did. Two geometries:
 
 from __future__ import annotations
 
+import stat
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -64,7 +65,7 @@ class Preprocessing:
             mean = tuple(float(v) for v in values["mean"])
             std = tuple(float(v) for v in values["std"])
             made = cls(int(values["size"]), str(values["resize"]), float(values["crop_pct"]), mean, std)  # type: ignore[arg-type]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"the model's preprocessing cannot be read: {error!r}") from error
         if made.resize not in RESIZE_MODES or not 1 <= made.size <= 8192 or not 0.1 <= made.crop_pct <= 1:
             raise InputError(f"the model's preprocessing is not one edgeda knows: {dict(values)}")
@@ -81,6 +82,8 @@ def open_image(path: Path) -> Image.Image:
     Raises InputError for what is missing, empty, truncated, absurdly large or not an image.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"cannot read image {path}: not a regular file")
         with Image.open(path) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 raise InputError(f"cannot read image {path}: {opened.width} x {opened.height} pixels are too many")

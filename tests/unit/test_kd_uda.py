@@ -141,6 +141,44 @@ def test_gamma_weighs_what_the_recipe_says():
     assert not torch.equal(before["backbone.conv1.0.weight"], after["backbone.conv1.0.weight"])
 
 
+@pytest.mark.parametrize("gamma_on", ["alignment", "classification"])
+def test_a_discriminator_learns_before_the_teacher_feels_it(gamma_on):
+    """At progress 0 the reversal's lambda is 0, not the discriminator's loss: gamma must not ramp it a second time."""
+    moved, learned = [], []
+    for weight in (0.0, 1.0):
+        shop = workshop(recipe(adapt={"alignment": ["dann"], "weight": weight, "gamma_on": gamma_on}))
+        method = KdUda(shop)
+        before = copy.deepcopy(method.modules["adaptation"].state_dict())
+        method.step(batch(), 0.0)
+        after = method.modules["adaptation"].state_dict()
+        learned.append(not torch.equal(before["alignments.dann.discriminator.0.weight"],
+                                       after["alignments.dann.discriminator.0.weight"]))  # fmt: skip
+        moved.append(weights(shop, "teacher"))
+    assert learned == [False, True]
+    assert not changed(*moved)
+
+
+def test_an_adversarial_loss_is_not_ramped_beside_one_that_is():
+    """gamma * weight * mmd + weight * dann + CE, whatever gamma is."""
+    shop = workshop(recipe(adapt={"alignment": ["mmd", "dann"], "weight": 2.0}))
+    adaptation = shop.adaptation("teacher")
+    source, target = shop.forward("teacher", batch())
+    loss, terms = adaptation(source, target, batch().source_labels, 0.1)
+    gamma = 2 / (1 + math.exp(-1)) - 1
+    expected = terms["cross_entropy"] + 2 * gamma * terms["mmd"] + 2 * terms["dann"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_heads_of_alignments_learn_at_the_head_learning_rate():
+    part = {**recipe().teacher.model_dump(), "head_lr_multiplier": 7.0}
+    shop = workshop(recipe(adapt={"alignment": ["cdan+e", "mdd"]}, teacher=part))
+    method = KdUda(shop)
+    rates = {id(p): group["lr"] for group in method.learners["teacher"].optimizer.param_groups for p in group["params"]}
+    own = list(method.modules["adaptation"].parameters())
+    assert len(own) == 10 + 4
+    assert [rates[id(parameter)] for parameter in own] == pytest.approx([0.7] * 14)
+
+
 def test_a_step_uses_batch_statistics_and_moves_the_running_ones():
     shop = workshop(recipe())
     before = {role: shop.networks[role].module.backbone.bn1.running_mean.clone() for role in ("teacher", "student")}

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgeda import selection
 from edgeda.selection import (
     SOURCE_TOLERANCE,
     accuracy,
@@ -153,7 +152,7 @@ def test_rules(rule, epoch):
 
 def test_ties_go_to_the_later_epoch():
     same = records([(0.5, 0.5, 50.0)] * 4)
-    assert {rule: chosen(rule, same) for rule in selection.RULES} == dict.fromkeys(selection.RULES, 4)
+    assert [chosen(rule, same) for rule in ("im", "snd", "last", "oracle")] == [4, 4, 4, 4]
 
 
 @pytest.mark.parametrize("rule", ["im", "snd", "last"])
