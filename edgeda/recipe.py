@@ -218,7 +218,7 @@ def load_recipe(source: str | None = None, overrides: Mapping[str, Any] | None =
 
     Raises InputError naming the key, the value and the nearest known key.
     """
-    values = read_recipe(source) if source else {}
+    values = {} if source is None else read_recipe(source)
     for key, value in (overrides or {}).items():
         _set(values, key, value)
     try:

@@ -170,3 +170,48 @@ def test_debug_shows_the_traceback(command: Edgeda, folders: Folders):
     ran = command("adapt", "--source", "nowhere", "--target", "nowhere", "--debug")
     assert ran.code == 2
     assert "Traceback" in ran.err
+
+
+def test_a_folder_with_a_foreign_recipe_is_not_a_run(command: Edgeda, folders: Folders, tmp_path: Path):
+    (tmp_path / "cooking" / "plots").mkdir(parents=True)
+    (tmp_path / "cooking" / "recipe.yaml").write_text("pancakes: yes")
+    (tmp_path / "cooking" / "plots" / "mine.png").write_text("mine")
+    ran = command("adapt", *folders.arguments, *TINY, "--out", tmp_path / "cooking", "--overwrite")
+    assert ran.code == 2
+    assert "not a run directory" in ran.error
+    assert (tmp_path / "cooking" / "plots" / "mine.png").read_text() == "mine"
+
+
+def test_a_run_that_another_process_trains_is_refused(command: Edgeda, run_directory: Path, tmp_path: Path):
+    import fcntl
+
+    out = tmp_path / "busy"
+    shutil.copytree(run_directory, out)
+    with (out / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        ran = command("adapt", "--recipe", out / "recipe.yaml", "--out", out, "--overwrite")
+    assert ran.code == 2
+    assert "another process" in ran.error
+    assert (out / "student.safetensors").is_file()
+
+
+def test_a_pipe_named_like_an_image_is_skipped(command: Edgeda, folders: Folders, tmp_path: Path):
+    import os
+
+    (tmp_path / "target").mkdir()
+    os.mkfifo(tmp_path / "target" / "camera.png")
+    refused(adapt(command, folders, target=tmp_path / "target"), "not a regular file")
+
+
+def test_small_things_that_used_to_be_bugs(command: Edgeda, folders: Folders):
+    refused(adapt(command, folders, "--recipe", ""), "no such recipe file or preset")
+    refused(adapt(command, folders, target=Path("~nobody-of-that-name/x")), "no such path")
+    refused(adapt(command, folders, "--set", "train.threads=1000000"), "train.threads")
+    assert command("profile", "resnet10t", "--threads", 99999999999).code == 2
+
+
+def test_export_of_the_network_the_verdict_asks_for(command: Edgeda, run_directory: Path, tmp_path: Path):
+    ran = command("export", run_directory, "--role", "source_only", "--out", tmp_path / "out", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["path"].endswith("source_only.onnx")
+    assert "did you mean 'teacher'" in command("export", run_directory, "--role", "teachr").error

@@ -222,7 +222,7 @@ def test_forgetting_the_source_keeps_the_source_only_student():
 def test_knowing_less_of_the_target_keeps_the_source_only_student():
     verdict = judge(UNSURE, SURE, None, 96.0, 90.0)
     assert verdict.ship == "source-only"
-    assert "say less" in verdict.reason
+    assert "say no more" in verdict.reason
 
 
 def test_an_equal_student_is_not_worth_a_change():
