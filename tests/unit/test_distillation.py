@@ -22,12 +22,9 @@ from edgeda.methods.distillation import DISTILLATIONS
 from edgeda.methods.kd_uda import KdUda
 from edgeda.outputs import Output
 from edgeda.recipe import DistillRecipe, load_recipe
+from tests.unit.test_alignment_losses import drawn
 from tests.unit.test_kd_uda import batch, changed, recipe, weights, workshop
 from tests.unit.test_losses import softmax64
-
-
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def kl64(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
