@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 from edgeda.data.batches import Batch
 from edgeda.losses.distillation import distillation_kl
 from edgeda.losses.mmd import mmd
+from edgeda.methods.adapter import Adaptation, AlignmentAdapter
 from edgeda.methods.base import Workshop
 from edgeda.methods.kd_uda import KdUda
 from edgeda.models import Architecture, Network, build_network
@@ -47,6 +48,10 @@ def workshop(of: Recipe) -> Workshop:
     fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
     networks = {role: build_network(Architecture("resnet10t", CLASSES))[0].train() for role in ("teacher", "student")}
     return Workshop(fabric, of, {role: fabric.setup_module(network) for role, network in networks.items()})
+
+
+def shop_adaptation(shop: Workshop) -> Adaptation:
+    return AlignmentAdapter(shop, "teacher").adaptation
 
 
 def weights(shop: Workshop, role: str) -> dict[str, torch.Tensor]:
@@ -148,9 +153,10 @@ def test_a_discriminator_learns_before_the_teacher_feels_it(gamma_on):
     for weight in (0.0, 1.0):
         shop = workshop(recipe(adapt={"alignment": ["dann"], "weight": weight, "gamma_on": gamma_on}))
         method = KdUda(shop)
-        before = copy.deepcopy(method.modules["adaptation"].state_dict())
+        adaptation = shop.modules["adaptation of teacher"]
+        before = copy.deepcopy(adaptation.state_dict())
         method.step(batch(), 0.0)
-        after = method.modules["adaptation"].state_dict()
+        after = adaptation.state_dict()
         learned.append(not torch.equal(before["alignments.dann.discriminator.0.weight"],
                                        after["alignments.dann.discriminator.0.weight"]))  # fmt: skip
         moved.append(weights(shop, "teacher"))
@@ -161,7 +167,7 @@ def test_a_discriminator_learns_before_the_teacher_feels_it(gamma_on):
 def test_an_adversarial_loss_is_not_ramped_beside_one_that_is():
     """gamma * weight * mmd + weight * dann + CE, whatever gamma is."""
     shop = workshop(recipe(adapt={"alignment": ["mmd", "dann"], "weight": 2.0}))
-    adaptation = shop.adaptation("teacher")
+    adaptation = shop_adaptation(shop)
     source, target = shop.forward("teacher", batch())
     loss, terms = adaptation(source, target, batch().source_labels, 0.1)
     gamma = 2 / (1 + math.exp(-1)) - 1
@@ -174,7 +180,7 @@ def test_the_heads_of_alignments_learn_at_the_head_learning_rate():
     shop = workshop(recipe(adapt={"alignment": ["cdan+e", "mdd"]}, teacher=part))
     method = KdUda(shop)
     rates = {id(p): group["lr"] for group in method.learners["teacher"].optimizer.param_groups for p in group["params"]}
-    own = list(method.modules["adaptation"].parameters())
+    own = list(shop.modules["adaptation of teacher"].parameters())
     assert len(own) == 10 + 4
     assert [rates[id(parameter)] for parameter in own] == pytest.approx([0.7] * 14)
 
