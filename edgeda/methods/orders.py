@@ -69,7 +69,10 @@ def plan_kd_then_uda(recipe: Recipe) -> list[Stage]:
     return [
         *warm_up_stages(recipe, "student", "teacher"),
         reference_stage(recipe),
-        source_stage("teacher on the source", recipe.train.epochs, "teacher"),
-        Stage("distillation", recipe.train.epochs, build, ("student",), reads=("student", "teacher", "distill")),
+        source_stage("teacher on the source", recipe.train.epochs, "teacher", scores=("teacher",)),
+        Stage(
+            "distillation", recipe.train.epochs, build, ("student",),
+            starts_from={"teacher": "teacher"}, reads=("student", "teacher", "distill"),
+        ),
         *adaptation_stages(recipe, "student"),
-    ]
+    ]  # fmt: skip

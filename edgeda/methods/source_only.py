@@ -33,9 +33,9 @@ def warm_up_stages(recipe: Recipe, *roles: str) -> list[Stage]:
     return [source_stage(f"{role} warm-up", recipe.train.warmup_epochs, role) for role in roles]
 
 
-def source_stage(name: str, epochs: int, role: str) -> Stage:
+def source_stage(name: str, epochs: int, role: str, scores: tuple[str, ...] = ()) -> Stage:
     """Source-only training of a network that goes on to something else."""
-    return Stage(name, epochs, partial(SourceOnly, role=role), (role,), reads=(role,))
+    return Stage(name, epochs, partial(SourceOnly, role=role), (role,), scores, reads=(role,))
 
 
 def reference_stage(recipe: Recipe) -> Stage:

@@ -23,8 +23,8 @@ from edgeda.methods.kd_uda import KdUda
 from edgeda.outputs import Output
 from edgeda.recipe import DistillRecipe, load_recipe
 from tests.unit.test_alignment_losses import drawn
-from tests.workshop import batch, changed, recipe, weights, workshop
 from tests.unit.test_losses import softmax64
+from tests.workshop import batch, changed, recipe, weights, workshop
 
 
 def kl64(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:

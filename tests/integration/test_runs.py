@@ -1,0 +1,118 @@
+"""Whole runs of methods and alignments: stopped and resumed, and sharing stages with other runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgeda.adapt import adapt, adapt_recipe
+from edgeda.recipe import Recipe
+from edgeda.train import Record
+from tests.conftest import TINY, Folders
+
+
+class Watcher:
+    """Stops the process, as far as the run can tell, at a step of its last stage."""
+
+    def __init__(self, stop_in: str = "", stop_at: int | None = None) -> None:
+        self.stop_in, self.stop_at, self.names, self.steps = stop_in, stop_at, [""], 0
+
+    def stage(self, name: str, epochs: int, steps_per_epoch: int, done: int) -> None:
+        self.names.append(name)
+        self.steps = done
+
+    def step(self, pairs: int) -> None:
+        self.steps += 1
+        if self.names[-1] == self.stop_in and self.steps == self.stop_at:
+            raise KeyboardInterrupt
+
+    def epoch(self, record: Record) -> None:
+        pass
+
+
+def recipe(folders: Folders, **values: object) -> Recipe:
+    tiny = [word for word in TINY if "=" in word]
+    options = {
+        "data.source": str(folders.source), "data.target": str(folders.target), "train.precision": "fp32",
+        "train.batch_size": 16, "train.epochs": 1, "train.threads": 1, **values,
+    }  # fmt: skip
+    return adapt_recipe(None, options, tiny, None, False)
+
+
+def test_a_run_with_heads_and_dropout_resumes_to_the_same_student(folders: Folders, tmp_path: Path):
+    """Building the heads anew draws random numbers, which must not shift those that the run goes on with."""
+    chosen = {"adapt.alignment": ["mdd", "cdan+e"], "distill.loss": "dkd", "train.warmup_epochs": 0}
+    adapt(recipe(folders, **chosen), tmp_path / "whole", Watcher())
+    often = recipe(folders, **chosen, **{"train.checkpoint_minutes": 0})
+    with pytest.raises(KeyboardInterrupt):
+        adapt(often, tmp_path / "killed", Watcher("joint", 2))
+    adapt(often, tmp_path / "killed", Watcher(), resume=True)
+    students = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert students[0] == students[1]
+    losses = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-1])["losses"]
+    assert set(losses) == {
+        "mdd", "cdan+e", "cross_entropy", "target_kd", "source_kd", "student_cross_entropy"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [("adda", "adda"), ("cckdn", "compression warm-up"), ("cckdn", "student adaptation"),
+     ("uda-then-kd", "distillation"), ("kd-then-uda", "student adaptation")],
+)  # fmt: skip
+def test_any_method_resumes_to_the_same_student(folders: Folders, tmp_path: Path, method: str, stage: str):
+    """In any stage: modules that an earlier stage trained, and selected weights handed on, must come back."""
+    chosen = {"method": method, "adapt.alignment": ["dann"], "train.checkpoint_minutes": 0, "cckdn.width": 8}
+    shared = tmp_path / "shared"
+    adapt(recipe(folders, **chosen), tmp_path / "whole", Watcher(), shared=shared)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(recipe(folders, **chosen), tmp_path / "killed", Watcher(stage, 2), shared=shared)
+    adapt(recipe(folders, **chosen), tmp_path / "killed", Watcher(), resume=True)
+    students = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert students[0] == students[1]
+
+
+def test_stages_in_common_are_trained_once_and_change_nothing(folders: Folders, tmp_path: Path):
+    shared = tmp_path / "shared"
+    alone, first, second = Watcher(), Watcher(), Watcher()
+    one = adapt(recipe(folders, method="uda"), tmp_path / "alone", alone)
+    adapt(recipe(folders, method="source-only"), tmp_path / "first", first, shared=shared)
+    two = adapt(recipe(folders, method="uda"), tmp_path / "second", second, shared=shared)
+    assert first.names[1:] == ["student warm-up", "source-only"]
+    assert second.names[1:] == ["student adaptation"]
+    assert one["accuracy"] == two["accuracy"]
+    weights = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("alone", "second")]
+    assert weights[0] == weights[1]
+    lines = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("shared", False) for line in lines] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"train.seed": 1}, {"student.lr": 0.02}, {"data.augment.rotate": 3.0}, {"select.rule": "last"}],
+)
+def test_stages_are_not_shared_where_anything_they_depend_on_differs(
+    folders: Folders, tmp_path: Path, change: dict[str, object]
+):
+    shared, watcher = tmp_path / "shared", Watcher()
+    adapt(recipe(folders, method="source-only"), tmp_path / "first", Watcher(), shared=shared)
+    adapt(recipe(folders, method="source-only", **change), tmp_path / "second", watcher, shared=shared)
+    assert watcher.names[1:] == ["student warm-up", "source-only"]
+
+
+def test_another_teacher_shares_the_students_stages_alone(folders: Folders, tmp_path: Path):
+    shared, watcher = tmp_path / "shared", Watcher()
+    adapt(recipe(folders), tmp_path / "first", Watcher(), shared=shared)
+    adapt(recipe(folders, **{"teacher.lr": 0.02}), tmp_path / "second", watcher, shared=shared)
+    assert watcher.names[1:] == ["teacher warm-up", "joint"]
+
+
+def test_what_each_method_reports(folders: Folders, tmp_path: Path):
+    """A teacher and an alignment where there were any; the student is the one the method trained."""
+    for method, teacher, alignment in (("adda", False, False), ("kd-then-uda", True, True), ("uda", False, True)):
+        summary = adapt(recipe(folders, method=method), tmp_path / method, Watcher(), shared=tmp_path / "shared")
+        assert (summary["teacher"] is not None) == teacher
+        assert (summary["alignment"] is not None) == alignment
+        assert summary["accuracy"]["student"] != summary["accuracy"]["source_only"]
