@@ -36,11 +36,11 @@ def prepare(name: str, source: Path, root: Path, overwrite: bool = False, partia
     if source.is_file() and not is_archive(source) and not _is_digit_file(benchmark, source):
         raise InputError(f"{source} is neither a folder nor a .zip, .tar or .tar.gz; expected {benchmark.title}")
     try:
-        with _workshop(root, benchmark.name) as workshop:
+        with _workshop(root, benchmark) as workshop:
             staged = workshop / "new"
             parts = _stage(benchmark, source, staged, workshop)
             found = [check_part(benchmark, part, staged) for part in parts]
-            wrong = [problem for check in found for problem in check.problems]
+            wrong = [problem.replace(str(staged), str(source)) for check in found for problem in check.problems]
             if wrong and not partial:
                 more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
                 raise InputError(f"{wrong[0]}{more}; nothing was written, --partial takes it as it is")
@@ -51,17 +51,17 @@ def prepare(name: str, source: Path, root: Path, overwrite: bool = False, partia
 
 
 @contextmanager
-def _workshop(root: Path, name: str) -> Iterator[Path]:
+def _workshop(root: Path, benchmark: Benchmark) -> Iterator[Path]:
     """A folder in `root`, so that finished files can be renamed into place; it goes whatever happens."""
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    made = [folder for folder in (root / benchmark.folder, root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".part", dir=root))
+    folder = Path(tempfile.mkdtemp(prefix=f".{benchmark.name}-", suffix=".part", dir=root))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # not empty: something was prepared
-            for empty in made:
+        for empty in made:
+            with suppress(OSError):  # it was not made, or something was prepared in it
                 empty.rmdir()
 
 

@@ -151,6 +151,14 @@ def test_wrong_counts_write_nothing_unless_a_part_is_enough(root, tmp_path):
     assert [part.images for part in found] == [6, 5]
 
 
+def test_what_is_wrong_is_said_of_the_users_own_files(root, tmp_path, monkeypatch):
+    shrink(monkeypatch, "imageclef", 2, 2)
+    clef_domain(tmp_path / "made", "c", [0, 1])
+    (tmp_path / "made" / "c" / "1.png").unlink()
+    message = refused(root, "imageclef", tmp_path / "made")
+    assert message.startswith(f"imageclef:c: of 2 images in {tmp_path}/made/list/cList.txt, not there: 1; and 2 more")
+
+
 def test_what_is_not_the_data_set(root, tmp_path):
     class_tree(tmp_path / "cats", ("tabby", "siamese"))
     assert "no domain of Office-31 is in" in refused(root, "office31", tmp_path / "cats")
@@ -161,8 +169,12 @@ def test_what_is_not_the_data_set(root, tmp_path):
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 2, 3])
-def test_a_failure_between_the_renames_takes_all_back(fails_at, root, tmp_path, monkeypatch):
-    prepare("office31", office(tmp_path / "old", "amazon", "dslr"), root)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_failure_between_the_renames_takes_all_back(first, fails_at, root, tmp_path, monkeypatch):
+    if first:
+        fails_at //= 2  # nothing has to make room
+    else:
+        prepare("office31", office(tmp_path / "old", "amazon", "dslr"), root)
     new = office(tmp_path / "new", "amazon", "dslr")
     rename, calls = os.replace, []
 
