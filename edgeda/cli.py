@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import sys
 import traceback
@@ -15,7 +14,9 @@ import typer
 from typer.core import TyperCommand
 
 from edgeda import __version__
+from edgeda.cli_datasets import datasets
 from edgeda.console import TrainingDisplay, out, set_up_logging, stderr, terminal_width
+from edgeda.console import print_result as _print
 from edgeda.errors import EdgedaError, InputError, Interrupted, MissingExtra, did_you_mean, from_os_error, require
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ def _choices(option: str) -> str:
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {line}" for name, line in lines.items())
 
+
+app.add_typer(datasets)
 
 INTERRUPTED = 130
 """What typer makes of Ctrl-C outside training."""
@@ -295,10 +298,6 @@ def _numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"--batch-size {text}: expected whole numbers with commas, such as 1,8") from None
-
-
-def _print(as_json: bool, result: dict[str, Any], text: Any) -> None:
-    out(json.dumps(result, indent=2, allow_nan=False) if as_json else text())
 
 
 def main() -> None:

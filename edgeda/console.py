@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -90,6 +92,11 @@ def out(text: str) -> None:
     if sys.stdout is not None:  # closed with >&-
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
+
+
+def print_result(as_json: bool, result: Record, text: Callable[[], str]) -> None:
+    """Print a command's result on stdout: one JSON object, or text."""
+    out(json.dumps(result, indent=2, allow_nan=False) if as_json else text())
 
 
 def terminal_width() -> int:

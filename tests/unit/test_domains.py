@@ -600,10 +600,10 @@ def test_usps_as_published(tmp_path):
     assert decode(domain, SIXTEEN, "source").squares[0, 0, 1].tolist() == [255, 255, 255]
 
 
-def test_usps_that_is_not_there(tmp_path):
-    for spec in ("usps-test:", "usps-test", f"usps-test:{tmp_path}"):
-        message = refusal(spec)
-        assert "usps-test needs the folder that holds zip.test.gz, such as usps-test:data/usps" in message
+def test_usps_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEDA_DATA", str(tmp_path))
+    for spec, folder in (("usps-test:", "/usps"), ("usps-test", "/usps"), (f"usps-test:{tmp_path}", "")):
+        assert f"no zip.test.gz or usps.t.bz2 in {tmp_path}{folder};" in refusal(spec)
 
 
 @pytest.mark.parametrize("mode", ["truncated", "corrupt"])
