@@ -16,7 +16,7 @@ from edgeda.checkpoint import load_checkpoint
 from edgeda.data import Domains, load_domains
 from edgeda.data.batches import PairedBatches
 from edgeda.errors import InputError, from_os_error
-from edgeda.methods import Stage, Workshop, method_name, stages
+from edgeda.methods import METHODS, Stage, Workshop, method_name, stages
 from edgeda.models import Architecture, Network, backbone_name, build_network
 from edgeda.precision import FABRIC, resolve_device, resolve_precision
 from edgeda.profiling.machine import usable_threads
@@ -56,6 +56,10 @@ def adapt(
     data = load_domains(recipe.data)
     recipe = resolve(recipe)
     networks, origins = _networks(recipe, planned, data, run if resume else None)
+    workshop = _workshop(recipe, networks)
+    if not resume:
+        for stage in planned:  # what a stage cannot use is said before hours are spent on those before it
+            stage.build(workshop)
     _describe(data, recipe, origins)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -63,7 +67,7 @@ def adapt(
             if not resume:
                 clear(run.path)
             write(run.path / RECIPE, recipe.to_yaml())
-            fit = _train(recipe, planned, run, data, networks, origins, watcher, resume, shared)
+            fit = _train(workshop, planned, run, data, origins, watcher, resume, shared)
             return finish(recipe, run, data, networks, fit, origins)
     except OSError as error:
         raise from_os_error(error, f"writing the run {run.path}") from error
@@ -85,7 +89,22 @@ def adapt_recipe(
         for key, flag in (("data.source", "--source"), ("data.target", "--target")):
             if key not in overrides:
                 raise InputError(f"{flag} is missing; give both --source and --target, or neither for built-in images")
-    return load_recipe(("default" if own_data else "digits") if recipe is None else recipe, overrides)
+    loaded = load_recipe(("default" if own_data else "digits") if recipe is None else recipe, overrides)
+    _check_used(loaded, overrides)
+    return loaded
+
+
+def _check_used(recipe: Recipe, overrides: dict[str, Any]) -> None:
+    """InputError when an alignment is asked for by name and nothing aligns; a warning for a teacher nobody trains."""
+    planned = stages(recipe)
+    if "adapt.alignment" in overrides and not any(stage.aligns for stage in planned):
+        able = [name for name in METHODS if any(s.aligns for s in METHODS[name](recipe))]
+        raise InputError(
+            f"method {recipe.method} uses no alignment as this recipe has it; leave --alignment out, or take a method "
+            f"that adapts by one: {', '.join(able) or 'any, with adapt.technique=alignment'}"
+        )
+    if "teacher.backbone" in overrides and not any("teacher" in stage.trains for stage in planned):
+        log.warning("method %s trains no teacher: %s is not used", recipe.method, recipe.teacher.backbone)
 
 
 def _recipe_to_resume(out: Path | None, recipe: str | None, overrides: dict[str, Any]) -> Recipe:
@@ -123,19 +142,22 @@ def resolve(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": train})
 
 
+def _workshop(recipe: Recipe, networks: dict[str, Network]) -> Workshop:
+    fabric = Fabric(accelerator=recipe.train.device, devices=1, precision=FABRIC[recipe.train.precision])  # type: ignore[arg-type]
+    return Workshop(fabric, recipe, {role: fabric.setup_module(network) for role, network in networks.items()})
+
+
 def _train(
-    recipe: Recipe,
+    workshop: Workshop,
     planned: list[Stage],
     run: RunDirectory,
     data: Domains,
-    networks: dict[str, Network],
     origins: dict[str, str],
     watcher: Watcher,
     resume: bool,
     shared: Path | None,
 ) -> Fit:
-    fabric = Fabric(accelerator=recipe.train.device, devices=1, precision=FABRIC[recipe.train.precision])  # type: ignore[arg-type]
-    workshop = Workshop(fabric, recipe, {role: fabric.setup_module(network) for role, network in networks.items()})
+    recipe = workshop.recipe
     batches = PairedBatches(
         data.source,
         data.target,
@@ -143,7 +165,7 @@ def _train(
         recipe.data.augment,
         recipe.train.batch_size,
         recipe.train.seed,
-        fabric.device,
+        workshop.fabric.device,
     )
     images = _images_digest(data)
     fingerprint = hashlib.sha256(f"{recipe.model_dump_json()}{images}".encode()).hexdigest()
