@@ -123,9 +123,8 @@ def _table(
         for network in NETWORKS:
             found = _values(cells, method, "accuracy", network, "target", kind)
             if found or network == "student":
-                by_scenario = {scenario: spread(list(found.get(scenario, {}).values())) for scenario in scenarios}
                 rows.append({
-                    "method": method, "network": network, "scenarios": by_scenario,
+                    "method": method, "network": network, "scenarios": _spreads(found, scenarios),
                     AVERAGE: spread(_averages(found, scenarios)),
                 })  # fmt: skip
         rows += _published(section, scenarios, method)
@@ -140,6 +139,11 @@ def _values(cells: Sequence[Cell], method: str, *keys: str) -> dict[str, dict[in
         if known is not None:
             found.setdefault(cell.scenario, {})[cell.seed] = known
     return found
+
+
+def _spreads(found: Mapping[str, Mapping[int, float]], scenarios: Sequence[str]) -> dict[str, Record]:
+    """Mean and deviation over seeds for each scenario, empty ones where nothing is known."""
+    return {scenario: spread([*found[scenario].values()] if scenario in found else []) for scenario in scenarios}
 
 
 def _averages(found: Mapping[str, Mapping[int, float]], scenarios: Sequence[str]) -> list[float]:
@@ -176,11 +180,12 @@ def _paired(cells: Sequence[Cell], methods: Sequence[str], reference: str, kind:
         for cell in cells:
             ours, theirs = mine.get((cell.scenario, cell.seed)), cell.target("student", kind)
             if cell.method == method and ours is not None and theirs is not None:
-                pairs.append({"scenario": cell.scenario, "seed": cell.seed, "points": round(ours - theirs, 4)})
-        points = [pair["points"] for pair in pairs]
+                pairs.append((cell.scenario, cell.seed, round(ours - theirs, 4)))
+        points = [points for _, _, points in pairs]
         rows.append({
             "method": method, **spread(points), "wins": sum(point > 0 for point in points),
-            "ties": sum(point == 0 for point in points), "pairs": pairs,
+            "ties": sum(point == 0 for point in points),
+            "pairs": [dict(zip(("scenario", "seed", "points"), pair, strict=True)) for pair in pairs],
         })  # fmt: skip
     return rows
 
@@ -191,7 +196,7 @@ def _cost(cells: Sequence[Cell], scenarios: Sequence[str], method: str) -> Recor
     speeds = _values(cells, method, "pairs_per_s")
     return {
         "method": method,
-        "wall_s": {scenario: spread(list(seconds.get(scenario, {}).values())) for scenario in scenarios},
+        "wall_s": _spreads(seconds, scenarios),
         "pairs_per_s": spread([speed for by_seed in speeds.values() for speed in by_seed.values()]),
     }
 

@@ -16,7 +16,7 @@ LEVEL = 0.05
 
 def markdown(result: Record) -> str:
     """benchmark.md: a table and a comparison for each of selected, last and oracle; costs; what is missing."""
-    lines = [f"# Benchmark {result['benchmark']}", "", *_header(result), ""]
+    lines = [f"# Benchmark {result['benchmark']}", "", *(f"- {line}" for line in _header(result)), ""]
     for kind in KINDS:
         lines += [f"## {_title(result, kind)}", "", _markdown_table(result, kind), ""]
         if any(row["n"] for row in result["paired"][kind]):
@@ -25,7 +25,7 @@ def markdown(result: Record) -> str:
     lines += ["Training and evaluation, without stages taken over from another cell; mean over seeds.", ""]
     if result["missing"]:
         lines += [f"## Missing: {len(result['missing'])} of {len(result['cells'])} cells", ""]
-        lines += [f"- {_missing(cell)}" for cell in result["missing"]]
+        lines += [f"- {_place(cell)}: {cell['reason']}" for cell in result["missing"]]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -90,11 +90,17 @@ def sentences(result: Record, kind: str) -> list[str]:
 
 
 def missing_line(result: Record, most: int = 3) -> str:
-    """The one line that a benchmark with gaps ends in."""
+    """The one line that a benchmark with gaps ends in: each reason once, with the first cell it holds for."""
     gaps = result["missing"]
-    reasons = "; ".join(_missing(cell) for cell in gaps[:most])
-    more = f"; and {len(gaps) - most} more" if len(gaps) > most else ""
-    return f"{len(gaps)} of {len(result['cells'])} cells are missing: {reasons}{more}"
+    by_reason: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in gaps:
+        by_reason.setdefault(cell["reason"], []).append(cell)
+    said = [
+        f"{reason} ({_place(cells[0])}{f' and {len(cells) - 1} more' if len(cells) > 1 else ''})"
+        for reason, cells in list(by_reason.items())[:most]
+    ]
+    more = "; and other reasons, see benchmark.md" if len(by_reason) > most else ""
+    return f"{len(gaps)} of {len(result['cells'])} cells are missing: {'; '.join(said)}{more}"
 
 
 def figure(found: Mapping[str, Any], most: int | None = None) -> str | None:
@@ -210,8 +216,8 @@ def _cost_table(result: Record) -> str:
     return markdown_table(rows, [Column("method", "method"), *scenarios, Column("pairs_per_s", "pairs/s")])
 
 
-def _missing(cell: Mapping[str, Any]) -> str:
-    return f"{cell['scenario']}, {cell['method']}, seed {cell['seed']}: {cell['reason']}"
+def _place(cell: Mapping[str, Any]) -> str:
+    return f"{cell['scenario']}, {cell['method']}, seed {cell['seed']}"
 
 
 def _one_decimal(value: float | None) -> str | None:
