@@ -2,47 +2,44 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import logging
-import shutil
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
-from edgeda import __version__
-from edgeda.artifacts import CHECKPOINT, METRICS, RECIPE, ROLES, RUNS, SUMMARY, RunDirectory
+from edgeda.artifacts import CHECKPOINT, RECIPE, ROLES, SUMMARY, RunDirectory
 from edgeda.checkpoint import load_checkpoint
 from edgeda.data import Domains, load_domains
 from edgeda.data.batches import PairedBatches
 from edgeda.errors import InputError, from_os_error
-from edgeda.inference import predict_logits
-from edgeda.methods import Stage, Workshop, stages
-from edgeda.models import Architecture, Network, NetworkCard, backbone_name, build_network, save_network
+from edgeda.methods import Stage, Workshop, method_name, stages
+from edgeda.models import Architecture, Network, backbone_name, build_network
 from edgeda.precision import FABRIC, resolve_device, resolve_precision
-from edgeda.profiling.complexity import torch_complexity
-from edgeda.profiling.machine import machine, usable_threads
+from edgeda.profiling.machine import usable_threads
 from edgeda.recipe import Recipe, load_recipe, parse_set
-from edgeda.selection import judge
+from edgeda.run_folder import claim, clear, locked, write
+from edgeda.stage_cache import StageCache
+from edgeda.summary import finish
 from edgeda.train import Fit, Record, Watcher
 
 log = logging.getLogger(__name__)
 
-OURS = (RECIPE, SUMMARY, METRICS, "report.html", *(f"{role}.safetensors" for role in ROLES))
-LOCK = ".lock"
-OUR_FOLDERS = (CHECKPOINT, "plots", "exports")
 
-
-def adapt(recipe: Recipe, out: Path | None, watcher: Watcher, resume: bool = False, overwrite: bool = False) -> Record:
+def adapt(
+    recipe: Recipe,
+    out: Path | None,
+    watcher: Watcher,
+    resume: bool = False,
+    overwrite: bool = False,
+    shared: Path | None = None,
+) -> Record:
     """Run a recipe and return what summary.json holds.
 
+    `shared` is a folder in which runs leave the stages that others have in common with them, and find them.
     Raises InputError for wrong input (nothing is written), Diverged and Interrupted with the last good
     state kept for `resume`.
     """
@@ -55,19 +52,19 @@ def adapt(recipe: Recipe, out: Path | None, watcher: Watcher, resume: bool = Fal
         raise InputError(
             "selection by oracle reads target-test labels: give --target-test, or select by im, snd or last"
         )
-    run = RunDirectory(_claim(out, recipe, resume, overwrite))
+    run = RunDirectory(claim(out, recipe, resume, overwrite))
     data = load_domains(recipe.data)
     recipe = resolve(recipe)
     networks, origins = _networks(recipe, planned, data, run if resume else None)
     _describe(data, recipe, origins)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        with _locked(run.path):
+        with locked(run.path):
             if not resume:
-                _clear(run.path)
-            _write(run.path / RECIPE, recipe.to_yaml())
-            fit = _train(recipe, planned, run, data, networks, origins, watcher, resume)
-            return _finish(recipe, run, data, networks, fit, origins)
+                clear(run.path)
+            write(run.path / RECIPE, recipe.to_yaml())
+            fit = _train(recipe, planned, run, data, networks, origins, watcher, resume, shared)
+            return finish(recipe, run, data, networks, fit, origins)
     except OSError as error:
         raise from_os_error(error, f"writing the run {run.path}") from error
 
@@ -111,7 +108,7 @@ def check(recipe: Recipe) -> Recipe:
         role: network.model_copy(update={"backbone": backbone_name(network.backbone)})
         for role, network in (("teacher", recipe.teacher), ("student", recipe.student))
     }
-    return recipe.model_copy(update=networks)
+    return recipe.model_copy(update={**networks, "method": method_name(recipe.method)})
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -126,53 +123,6 @@ def resolve(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": train})
 
 
-def _claim(out: Path | None, recipe: Recipe, resume: bool, overwrite: bool) -> Path:
-    """The run's folder; refuses one that holds something which was not asked to be replaced."""
-    if out is None:
-        taken = [path.name for path in RUNS.iterdir()] if RUNS.is_dir() else []
-        number = next(n for n in range(1, len(taken) + 2) if f"{recipe.name}-{n}" not in taken)
-        return RUNS / f"{recipe.name}-{number}"
-    if resume:
-        return out
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()):
-        if not _is_run(out):
-            raise InputError(f"--out {out} is not empty and not a run directory; choose another folder")
-        if not overwrite:
-            raise InputError(f"the run {out} exists already; add --resume to go on, --overwrite to start again")
-    return out
-
-
-def _is_run(folder: Path) -> bool:
-    """Whether a folder holds a recipe of ours, so that what lies beside it may be replaced."""
-    try:
-        load_recipe(str(folder / RECIPE))
-    except InputError:
-        return False
-    return True
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a run directory; the system lets go of the lock when a process dies."""
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is training in {folder}; choose another --out or wait for it") from None
-        yield
-
-
-def _clear(folder: Path) -> None:
-    """Remove an earlier run's own files, nothing else."""
-    for name in OURS:
-        (folder / name).unlink(missing_ok=True)
-    for name in OUR_FOLDERS:
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
-
-
 def _train(
     recipe: Recipe,
     planned: list[Stage],
@@ -182,6 +132,7 @@ def _train(
     origins: dict[str, str],
     watcher: Watcher,
     resume: bool,
+    shared: Path | None,
 ) -> Fit:
     fabric = Fabric(accelerator=recipe.train.device, devices=1, precision=FABRIC[recipe.train.precision])  # type: ignore[arg-type]
     workshop = Workshop(fabric, recipe, {role: fabric.setup_module(network) for role, network in networks.items()})
@@ -194,7 +145,10 @@ def _train(
         recipe.train.seed,
         fabric.device,
     )
-    fit = Fit(workshop, planned, batches, data, run.path, watcher, _fingerprint(recipe, data), origins)
+    images = _images_digest(data)
+    fingerprint = hashlib.sha256(f"{recipe.model_dump_json()}{images}".encode()).hexdigest()
+    cache = StageCache(shared, recipe, images) if shared else None
+    fit = Fit(workshop, planned, batches, data, run.path, watcher, fingerprint, origins, cache)
     fit.run(resume)
     return fit
 
@@ -208,10 +162,10 @@ def _networks(
     resume, only shapes are built: the checkpoint holds the weights.
     """
     state = load_checkpoint(resumed.path / CHECKPOINT) if resumed else None
-    roles = {role for stage in planned for role in (*stage.roles, *stage.starts_from.values())}
+    roles = {role for stage in planned for role in (*stage.trains, *stage.starts_from.values())}
     networks: dict[str, Network] = {}
     origins: dict[str, str] = {}
-    for role in (role for role in ("teacher", "student", "source_only") if role in roles):
+    for role in (role for role in ROLES if role in roles):
         torch.manual_seed(recipe.train.seed + zlib.crc32(role.encode()))
         part = recipe.teacher if role == "teacher" else recipe.student
         architecture = Architecture(part.backbone, len(data.classes), part.bottleneck)
@@ -237,86 +191,8 @@ def _describe(data: Domains, recipe: Recipe, origins: dict[str, str]) -> None:
             log.info("%s %s: %s", role, backbone, origins[role])
 
 
-def _finish(
-    recipe: Recipe, run: RunDirectory, data: Domains, networks: dict[str, Network], fit: Fit, origins: dict[str, str]
-) -> Record:
-    """Save the selected weights, judge them without target labels and write the summary."""
-    if "student" not in fit.best:
-        fit.best["student"], networks["student"] = fit.best["source_only"], networks["source_only"]
-    logits: dict[str, Tensor] = {}
-    for role, best in fit.best.items():
-        network = networks[role]
-        card = NetworkCard(network.architecture, data.classes, recipe.data.preprocessing, role)
-        save_network(run.weights(role), best["weights"], card)
-        network.load_state_dict(best["weights"])
-        logits[role] = predict_logits(network, data.target.squares, recipe.data.preprocessing)
-    selected = {role: best["record"] for role, best in fit.best.items()}
-    verdict = judge(
-        logits["student"], logits["source_only"], logits.get("teacher"),
-        selected["student"]["source_accuracy"], selected["source_only"]["source_accuracy"],
-    )  # fmt: skip
-    summary: Record = {
-        "edgeda": __version__,
-        "method": recipe.method,
-        "alignment": list(recipe.adapt.alignment) if "teacher" in fit.best else None,
-        "teacher": recipe.teacher.backbone if "teacher" in fit.best else None,
-        "student": recipe.student.backbone,
-        "weights_from": origins,
-        "source": recipe.data.source,
-        "target": recipe.data.target,
-        "target_test": recipe.data.target_test,
-        "classes": list(data.classes),
-        "images": {
-            "source": len(data.source),
-            "target": len(data.target),
-            "target_test": len(data.target_test) if data.target_test else 0,
-        },
-        "skipped": data.skipped,
-        "seed": recipe.train.seed,
-        "epochs": recipe.train.epochs,
-        "precision": recipe.train.precision,
-        "machine": machine(),
-        "wall_s": round(fit.wall_s, 1),
-        "pairs_per_s": round(fit.pairs_per_s, 2),
-        "peak_memory_mb": _peak_memory_mb(),
-        "selection": {"rule": recipe.select.rule, "epoch": selected["student"]["epoch"]},
-        "accuracy": {role: _accuracies(role, fit) for role in ROLES},
-        "accuracy_source_images": "held out" if data.source_test is not data.source else "training images",
-        "verdict": verdict.to_dict(),
-        "complexity": {
-            role: _complexity(networks[role], recipe) for role in ("teacher", "student") if role in networks
-        },
-    }
-    _write(run.path / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    return {"run": str(run.path), **summary}
-
-
-def _accuracies(role: str, fit: Fit) -> Record:
-    """`last`, `selected` and `oracle` on target-test, in percent; null without labels. Source of the selected epoch."""
-    if role not in fit.best:
-        return {"target": {"last": None, "selected": None, "oracle": None}, "source": None}
-    chosen = fit.best[role]["record"]
-    trained_as = chosen["role"]
-    epochs = [line["networks"][trained_as] for line in fit.history if line["stage"] == chosen["stage"]]
-    on_target = [epoch["target_accuracy"] for epoch in epochs]
-    known = None not in on_target
-    return {
-        "target": {
-            "last": round(on_target[-1], 2) if known else None,
-            "selected": round(chosen["target_accuracy"], 2) if known else None,
-            "oracle": round(max(on_target), 2) if known else None,
-        },
-        "source": round(chosen["source_accuracy"], 2),
-    }
-
-
-def _complexity(network: Network, recipe: Recipe) -> Record:
-    found = torch_complexity(network, recipe.data.input_size)
-    return {"gmacs": round(found.gmacs, 4), "gflops": round(found.gflops, 4), "params_m": round(found.params_m, 3)}
-
-
-def _fingerprint(recipe: Recipe, data: Domains) -> str:
-    digest = hashlib.sha256(recipe.model_dump_json().encode())
+def _images_digest(data: Domains) -> str:
+    digest = hashlib.sha256()
     for part in (data.source, data.target):
         digest.update("\n".join(part.names).encode("utf-8", "surrogateescape"))
         digest.update(b"" if part.labels is None else part.labels.tobytes())
@@ -334,15 +210,3 @@ def _differences(saved: Record, asked: Record, prefix: str = "") -> list[tuple[s
         elif was != now:
             found.append((prefix + key, was, now))
     return found
-
-
-def _peak_memory_mb() -> float:
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

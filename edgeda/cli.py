@@ -34,26 +34,34 @@ app = typer.Typer(
 
 
 class AdaptCommand(TyperCommand):
-    """`adapt`: its --help takes the list of alignments from the classes themselves, and loads torch only then."""
+    """`adapt`: its --help takes methods and alignments from what describes them, and loads torch only then."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The usual help, with a line for every alignment under its option."""
-        option: Any = next(parameter for parameter in self.params if parameter.name == "alignment")
-        plain = option.help
-        option.help = f"{plain}\n\n\b\n{_alignments()}"
+        """The usual help, with a line for every method and alignment under its option."""
+        options: list[Any] = [option for option in self.params if option.name in ("method", "alignment")]
+        plain = [option.help for option in options]
+        for option in options:
+            option.help = f"{option.help}\n\n\b\n{_choices(option.name)}"
         try:
             super().format_help(ctx, formatter)
         finally:
-            option.help = plain
+            for option, text in zip(options, plain, strict=True):
+                option.help = text
 
 
-def _alignments() -> str:
+def _choices(option: str) -> str:
     try:
         from edgeda.alignments import ALIGNMENTS
+        from edgeda.methods import METHODS, summary
     except ModuleNotFoundError:
         return "(to list them: pip install 'edgeda[train]')"
-    width = max(map(len, ALIGNMENTS))
-    return "\n".join(f"{name:<{width}}  {alignment.summary()}" for name, alignment in ALIGNMENTS.items())
+    lines = (
+        {name: summary(name) for name in METHODS}
+        if option == "method"
+        else {name: alignment.summary() for name, alignment in ALIGNMENTS.items()}
+    )
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {line}" for name, line in lines.items())
 
 
 INTERRUPTED = 130
@@ -112,7 +120,7 @@ def adapt(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="kd-uda: joint distillation and adaptation; source-only: no adaptation."),
+        typer.Option(help="What is trained, in which order."),
     ] = None,
     alignment: Annotated[
         str | None,

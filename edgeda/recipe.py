@@ -137,6 +137,8 @@ class DataRecipe(_Strict):
 class AdaptRecipe(_Strict):
     """Unsupervised domain adaptation of a network (KD-UDA eqs. 1-2)."""
 
+    technique: Literal["alignment", "cckdn"] = "alignment"
+    """How a network adapts, on its own or as the teacher of kd-uda: by `alignment`, or by section `cckdn`."""
     alignment: tuple[str, ...] = ("mmd",)
     """Losses summed into the alignment term."""
     weight: Annotated[Number, Field(ge=0)] = 1.0
@@ -154,6 +156,8 @@ class DistillRecipe(_Strict):
 
     loss: Literal["kl", "mse", "ce", "dkd", "feature"] = "kl"
     """What the student minimizes: softened outputs (kl, mse, ce, dkd) or similarities of features (feature)."""
+    domains: Annotated[tuple[Literal["source", "target"], ...], Field(min_length=1)] = ("source", "target")
+    """Images that the student learns from its teacher on; cross-entropy belongs to the source."""
     dkd: tuple[NotNegative, NotNegative] = (1.0, 8.0)
     """Weights of the target class and of the other classes, for `loss: dkd`."""
     tau: Positive = 20.0
@@ -166,6 +170,44 @@ class DistillRecipe(_Strict):
     """Compute the teacher's logits again after its step, as Algorithm 1 does."""
     end_to_end: bool = False
     """One optimizer step on the whole of eq. 5 (section IV-C) instead of two alternating ones."""
+
+
+class AddaRecipe(_Strict):
+    """Adversarial discriminative domain adaptation (Tzeng et al., CVPR 2017), method `adda`."""
+
+    lr: Positive = 2e-4
+    """Adam's, of the target encoder."""
+    discriminator_lr: Positive = 2e-4
+    """Adam's, of the discriminator."""
+    hidden: Annotated[int, Field(ge=1, le=65536)] = 500
+    """Width of the discriminator's two hidden layers."""
+
+
+class CckdnRecipe(_Strict):
+    """Cross-domain cross-task knowledge distillation (Ma et al., 2023), technique and method `cckdn`."""
+
+    distillation: NotNegative = 1.0
+    """Weight of L_DL (eq. 4)."""
+    reconstruction: NotNegative = 0.1
+    """lambda_1, of L_Re (eq. 5)."""
+    adversarial: NotNegative = 1.0
+    """lambda_2, of L_Ad (eq. 7)."""
+    classification: Positive = 10.0
+    """lambda_3, of the cross-entropy (eq. 6). The whole loss is divided by it, so that learning rates keep their
+    meaning."""
+    critic: Literal["hinge", "wgan-gp"] = "hinge"
+    """The discriminator's loss: hinge with spectral norm, or Wasserstein with gradient penalty."""
+    match: Literal["elements", "statistics"] = "elements"
+    """What L_DL compares of a source and a target image: features element by element, as printed, or their channel
+    means and standard deviations."""
+    width: Annotated[int, Field(ge=4, le=1024)] = 64
+    """Channels of the compression network's first tap; the others have two and four times as many."""
+    lr: Positive = 2e-4
+    """Adam's, of compression, reconstruction, feature transforms and discriminator."""
+    network_lr: Positive | None = None
+    """Adam's, of the classification network; null: SGD as the network's own section says."""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    """Passes in which compression and reconstruction learn alone first; 0: jointly from the start."""
 
 
 class TrainRecipe(_Strict):
@@ -206,6 +248,8 @@ class Recipe(_Strict):
     data: DataRecipe
     adapt: AdaptRecipe = AdaptRecipe()
     distill: DistillRecipe = DistillRecipe()
+    adda: AddaRecipe = AddaRecipe()
+    cckdn: CckdnRecipe = CckdnRecipe()
     train: TrainRecipe = TrainRecipe()
     select: SelectRecipe = SelectRecipe()
     benchmark: BenchmarkRecipe | None = Field(default=None, exclude=True)

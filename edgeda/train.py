@@ -23,7 +23,9 @@ from edgeda.data.batches import PairedBatches
 from edgeda.errors import Diverged, InputError, Interrupted
 from edgeda.inference import estimate_statistics, predict_logits
 from edgeda.methods.base import Method, Stage, Workshop, plain_network
+from edgeda.models import Network
 from edgeda.selection import accuracy, is_better, label_free_scores
+from edgeda.stage_cache import StageCache
 
 Record = dict[str, Any]
 
@@ -49,10 +51,10 @@ class Fit:
 
     def __init__(
         self, workshop: Workshop, stages: list[Stage], batches: PairedBatches, data: Domains, folder: Path,
-        watcher: Watcher, fingerprint: str, origins: dict[str, str],
+        watcher: Watcher, fingerprint: str, origins: dict[str, str], cache: StageCache | None = None,
     ) -> None:  # fmt: skip
         self.workshop, self.stages, self.batches, self.data = workshop, stages, batches, data
-        self.folder, self.watcher, self.fingerprint = folder, watcher, fingerprint
+        self.folder, self.watcher, self.fingerprint, self.cache = folder, watcher, fingerprint, cache
         self.origins = origins
         """Where each network's first weights came from: kept for a resumed run."""
         self.position = (0, 0)
@@ -92,12 +94,47 @@ class Fit:
                     method = stage.build(self.workshop)
                     method.load_state(state["method"])
                     torch.set_rng_state(state["rng"])
-                else:
+                elif not self._adopt(index):
                     for role, origin in stage.starts_from.items():
-                        weights = plain_network(self.workshop.networks[origin]).state_dict()
-                        plain_network(self.workshop.networks[role]).load_state_dict(weights)
+                        self._weights(role).load_state_dict(self._selected(origin))
+                    torch.manual_seed(self.workshop.recipe.train.seed + zlib.crc32(stage.name.encode()))
                     method = stage.build(self.workshop)
+                else:
+                    continue
                 self._stage(index, method)
+                self._share(index)
+
+    def _weights(self, role: str) -> Network:
+        return plain_network(self.workshop.networks[role])
+
+    def _selected(self, role: str) -> dict[str, Tensor]:
+        """Weights of a role's selected epoch, or the present ones where none was scored yet."""
+        best = self.best.get(role)
+        return best["weights"] if best else self._weights(role).state_dict()
+
+    def _share(self, index: int) -> None:
+        """Leave a finished stage to runs that have it in common with this one."""
+        stage = self.stages[index]
+        if self.cache:
+            outcome = {
+                "networks": {role: self._weights(role).state_dict() for role in stage.trains},
+                "best": {role: self.best[role] for role in stage.scores},
+                "history": [line for line in self.history if line["stage"] == stage.name],
+            }
+            self.cache.save(self.stages, index, outcome)
+
+    def _adopt(self, index: int) -> bool:
+        """Take a stage over that another run has finished; its time does not count as this run's."""
+        outcome = self.cache.load(self.stages, index) if self.cache else None
+        if outcome is None:
+            return False
+        for role, weights in outcome["networks"].items():
+            self._weights(role).load_state_dict(weights)
+        self.best.update(outcome["best"])
+        self.history += [{**line, "shared": True} for line in outcome["history"]]
+        self.position = (index + 1, 0)
+        self._write_metrics()
+        return True
 
     def _stage(self, index: int, method: Method) -> None:
         stage, per_epoch = self.stages[index], self.batches.steps_per_epoch
@@ -134,8 +171,8 @@ class Fit:
 
     def _train_mode(self, stage: Stage) -> None:
         for role, network in self.workshop.networks.items():
-            if network.training != (role in stage.roles):
-                network.train(role in stage.roles)
+            if network.training != (role in stage.trains):
+                network.train(role in stage.trains)
 
     def _add(self, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():
@@ -150,9 +187,8 @@ class Fit:
             "losses": {name: round(value / steps, 6) for name, value in self._sums.items()},
             "seconds": round(seconds, 2), "pairs_per_s": round(pairs / max(seconds, 1e-9), 2), "networks": {},
         }  # fmt: skip
-        if stage.scored:
-            for role in stage.roles:
-                record["networks"][role] = self._score(role, stage, epoch)
+        for role in stage.scores:
+            record["networks"][role] = self._score(role, stage, epoch)
         self._sums, self._since = {}, (self.seconds, self.pairs)
         self.history.append(record)
         self._write_metrics()
@@ -160,7 +196,7 @@ class Fit:
 
     def _score(self, role: str, stage: Stage, epoch: int) -> Record:
         # the plain network, in fp32: what is scored is what is shipped
-        network, data = plain_network(self.workshop.networks[role]), self.data
+        network, data = self._weights(role), self.data
         recipe = self.workshop.recipe
         preprocessing = recipe.data.preprocessing
         scored = data.target.take(spread(len(data.target), SCORED_IMAGES))
@@ -206,7 +242,8 @@ class Fit:
             "fingerprint": self.fingerprint,
             "origins": self.origins,
             "position": list(self.position),
-            "networks": {role: plain_network(network).state_dict() for role, network in self.workshop.networks.items()},
+            "networks": {role: self._weights(role).state_dict() for role in self.workshop.networks},
+            "modules": self.workshop.module_states(),
             "method": method.state(),
             "best": self.best,
             "history": self.history,
@@ -229,8 +266,9 @@ class Fit:
                 f"the checkpoint in {self.folder} belongs to another recipe or other images; "
                 "resume with the run's own recipe and data, or start again with --overwrite"
             )
-        for role, network in self.workshop.networks.items():
-            plain_network(network).load_state_dict(state["networks"][role])
+        for role in self.workshop.networks:
+            self._weights(role).load_state_dict(state["networks"][role])
+        self.workshop.saved_modules.update(state["modules"])
         self.best, self.history = state["best"], state["history"]
         progress = state["progress"]
         self.pairs, self.seconds, self._sums = progress["pairs"], progress["seconds"], progress["sums"]

@@ -1,26 +1,46 @@
-"""Methods: each one file with a class per algorithm and a `plan` of stages. One line in METHODS."""
+"""Methods: each a file with a class per algorithm and a `plan` of stages. One line in METHODS."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 from edgeda.alignments import check_names
 from edgeda.errors import InputError, did_you_mean
-from edgeda.methods import kd_uda, source_only
+from edgeda.methods import adda, kd_uda, orders, source_only, uda
 from edgeda.methods.base import Method, Stage, Workshop
 from edgeda.recipe import Recipe
 
-__all__ = ["METHODS", "Method", "Stage", "Workshop", "stages"]
+__all__ = ["ALIASES", "METHODS", "Method", "Stage", "Workshop", "method_name", "stages", "summary"]
 
 METHODS: dict[str, Callable[[Recipe], list[Stage]]] = {
     "kd-uda": kd_uda.plan,
+    "uda-then-kd": orders.plan_uda_then_kd,
+    "kd-then-uda": orders.plan_kd_then_uda,
+    "uda": uda.plan,
+    "cckdn": uda.plan_cckdn,
+    "adda": adda.plan,
     "source-only": source_only.plan,
 }
+ALIASES = {"ccmdn": "cckdn"}
+
+
+def method_name(name: str) -> str:
+    """The name in METHODS of a method or of its alias; InputError with the nearest known name otherwise."""
+    found = ALIASES.get(name, name)
+    if found not in METHODS:
+        raise InputError(f"unknown method '{name}'{did_you_mean(name, [*METHODS, *ALIASES])}")
+    return found
+
+
+def summary(name: str) -> str:
+    """What a method does, in one line without a full stop."""
+    return (inspect.getdoc(METHODS[name]) or "").partition("\n")[0].removesuffix(".")
 
 
 def stages(recipe: Recipe) -> list[Stage]:
     """The stages of a run, in order; one of them trains the source-only student it is compared with."""
-    if recipe.method not in METHODS:
-        raise InputError(f"unknown method '{recipe.method}'{did_you_mean(recipe.method, METHODS)}")
-    check_names(recipe.adapt.alignment)
-    return METHODS[recipe.method](recipe)
+    planned = [stage for stage in METHODS[method_name(recipe.method)](recipe) if stage.epochs]
+    if any(stage.aligns for stage in planned):
+        check_names(recipe.adapt.alignment)
+    return planned

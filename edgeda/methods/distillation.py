@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor
 
+from edgeda.data.batches import Batch
 from edgeda.losses.distillation import (
     decoupled_distillation,
     distillation_ce,
@@ -13,6 +15,7 @@ from edgeda.losses.distillation import (
     distillation_mse,
     similarity_distillation,
 )
+from edgeda.methods.base import Terms, Workshop
 from edgeda.outputs import Output
 from edgeda.recipe import DistillRecipe
 
@@ -50,3 +53,33 @@ def feature(student: Output, teacher: Output, labels: Tensor | None, recipe: Dis
 
 
 DISTILLATIONS: dict[str, Distillation] = {"kl": kl, "mse": mse, "ce": ce, "dkd": dkd, "feature": feature}
+
+
+def distill(
+    workshop: Workshop, batch: Batch, teacher_source: Output | None, teacher_target: Output | None
+) -> tuple[Tensor, Terms]:
+    """L_TKD + L_SKD (KD-UDA eqs. 3-4) of the student, and its terms; one of them where the other is not asked for.
+
+    Cross-entropy on source labels belongs to L_SKD.
+    """
+    recipe = workshop.recipe.distill
+    loss = DISTILLATIONS[recipe.loss]
+    terms: Terms = {}
+    teacher_source = teacher_source if "source" in recipe.domains else None
+    teacher_target = teacher_target if "target" in recipe.domains else None
+    if teacher_source is None:
+        student_target = workshop.networks["student"](batch.target_images)
+        student_source = None
+    elif teacher_target is None:
+        student_source, student_target = workshop.networks["student"](batch.source_images), None
+    else:
+        student_source, student_target = workshop.forward("student", batch)
+    total = batch.source_images.new_zeros(())
+    if student_target is not None and teacher_target is not None:
+        terms["target_kd"] = loss(student_target, teacher_target, None, recipe)
+        total = total + terms["target_kd"]
+    if student_source is not None and teacher_source is not None:
+        terms["source_kd"] = loss(student_source, teacher_source, batch.source_labels, recipe)
+        terms["student_cross_entropy"] = F.cross_entropy(student_source.logits, batch.source_labels)
+        total = total + terms["source_kd"] + recipe.alpha * terms["student_cross_entropy"]
+    return total, terms

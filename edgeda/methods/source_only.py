@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from edgeda.data.batches import Batch
 from edgeda.methods.base import Method, Stage, Terms, Workshop, detached
+from edgeda.methods.learner import descend
 from edgeda.recipe import Recipe
 
 
@@ -23,18 +24,18 @@ class SourceOnly(Method):
         """L_CE(N(x_source), y_source)."""
         output = self.workshop.networks[self.role](batch.source_images)
         loss = F.cross_entropy(output.logits, batch.source_labels)
-        self.learners[self.role].descend(loss, progress)
+        descend(loss, progress, self.learners[self.role])
         return detached({"cross_entropy": loss})
 
 
 def warm_up_stages(recipe: Recipe, *roles: str) -> list[Stage]:
     """Source-only training that a run begins with; it is not scored."""
-    epochs = recipe.train.warmup_epochs
-    return [
-        Stage(f"{role} warm-up", epochs, (role,), partial(SourceOnly, role=role), scored=False)
-        for role in roles
-        if epochs
-    ]
+    return [source_stage(f"{role} warm-up", recipe.train.warmup_epochs, role) for role in roles]
+
+
+def source_stage(name: str, epochs: int, role: str) -> Stage:
+    """Source-only training of a network that goes on to something else."""
+    return Stage(name, epochs, partial(SourceOnly, role=role), (role,), reads=(role,))
 
 
 def reference_stage(recipe: Recipe) -> Stage:
@@ -44,14 +45,11 @@ def reference_stage(recipe: Recipe) -> Stage:
     and trains as long, on the same schedule and augmentation, as the method's own main stage.
     """
     return Stage(
-        "source-only",
-        recipe.train.epochs,
-        ("source_only",),
-        partial(SourceOnly, role="source_only"),
-        starts_from={"source_only": "student"},
-    )
+        "source-only", recipe.train.epochs, partial(SourceOnly, role="source_only"),
+        trains=("source_only",), scores=("source_only",), starts_from={"source_only": "student"}, reads=("student",),
+    )  # fmt: skip
 
 
 def plan(recipe: Recipe) -> list[Stage]:
-    """The student's warm-up, then the reference itself."""
+    """No adaptation: the labelled source alone."""
     return [*warm_up_stages(recipe, "student"), reference_stage(recipe)]

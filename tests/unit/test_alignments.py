@@ -37,7 +37,7 @@ from edgeda.losses.spectral import batch_nuclear_norm, spectral_penalty
 from edgeda.methods.kd_uda import KdUda
 from edgeda.outputs import Output
 from edgeda.schedules import gamma
-from tests.unit.test_kd_uda import batch, changed, recipe, weights, workshop
+from tests.workshop import batch, changed, recipe, weights, workshop
 
 CENTRES = 4 * torch.eye(3, 5)
 SHIFT = torch.tensor([0.9, 0.9, 0.0, 1.2, 0.0])

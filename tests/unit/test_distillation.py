@@ -23,7 +23,7 @@ from edgeda.methods.kd_uda import KdUda
 from edgeda.outputs import Output
 from edgeda.recipe import DistillRecipe, load_recipe
 from tests.unit.test_alignment_losses import drawn
-from tests.unit.test_kd_uda import batch, changed, recipe, weights, workshop
+from tests.workshop import batch, changed, recipe, weights, workshop
 from tests.unit.test_losses import softmax64
 
 

@@ -12,50 +12,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 
-from edgeda.data.batches import Batch
 from edgeda.losses.distillation import distillation_kl
 from edgeda.losses.mmd import mmd
+from edgeda.methods.adapter import Adaptation, AlignmentAdapter
 from edgeda.methods.base import Workshop
 from edgeda.methods.kd_uda import KdUda
-from edgeda.models import Architecture, Network, build_network
-from edgeda.recipe import Recipe
-
-CLASSES = 3
+from tests.workshop import batch, changed, descend, recipe, weights, workshop
 
 
-def recipe(**changes) -> Recipe:
-    network = {"backbone": "resnet10t", "pretrained": "none", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0,
-               "lr_schedule": "constant", "head_lr_multiplier": 1.0}  # fmt: skip
-    values = {
-        "teacher": network, "student": network, "data": {"source": "s", "target": "t"},
-        "adapt": {"gamma_on": "alignment", **changes.pop("adapt", {})},
-        "distill": {"tau": 4.0, "alpha": 0.8, **changes.pop("distill", {})},
-    }  # fmt: skip
-    return Recipe.model_validate({**values, **changes})
-
-
-def batch(seed: int = 0, count: int = 4) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(2 * count, 3, 32, 32, generator=generator)
-    return Batch(images[:count], torch.arange(count) % CLASSES, images[count:] + 0.5)
-
-
-def workshop(of: Recipe) -> Workshop:
-    torch.manual_seed(0)
-    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
-    networks = {role: build_network(Architecture("resnet10t", CLASSES))[0].train() for role in ("teacher", "student")}
-    return Workshop(fabric, of, {role: fabric.setup_module(network) for role, network in networks.items()})
-
-
-def weights(shop: Workshop, role: str) -> dict[str, torch.Tensor]:
-    network = shop.networks[role].module
-    return {name: value.detach().clone() for name, value in network.named_parameters()}
-
-
-def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
-    return any(not torch.equal(before[name], after[name]) for name in before)
+def shop_adaptation(shop: Workshop) -> Adaptation:
+    return AlignmentAdapter(shop, "teacher").adaptation
 
 
 def test_a_step_is_algorithm_1_written_out_plainly():
@@ -81,13 +48,6 @@ def test_a_step_is_algorithm_1_written_out_plainly():
         found = shop.networks[role].module
         for name, value in expected.state_dict().items():
             assert torch.allclose(found.state_dict()[name].float(), value.float(), atol=1e-6), f"{role} {name}"
-
-
-def descend(network: Network, loss: torch.Tensor) -> None:
-    gradients = torch.autograd.grad(loss, list(network.parameters()))
-    with torch.no_grad():
-        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-            parameter -= 0.1 * gradient
 
 
 @pytest.mark.parametrize("end_to_end", [False, True])
@@ -148,9 +108,10 @@ def test_a_discriminator_learns_before_the_teacher_feels_it(gamma_on):
     for weight in (0.0, 1.0):
         shop = workshop(recipe(adapt={"alignment": ["dann"], "weight": weight, "gamma_on": gamma_on}))
         method = KdUda(shop)
-        before = copy.deepcopy(method.modules["adaptation"].state_dict())
+        adaptation = shop.modules["adaptation of teacher"]
+        before = copy.deepcopy(adaptation.state_dict())
         method.step(batch(), 0.0)
-        after = method.modules["adaptation"].state_dict()
+        after = adaptation.state_dict()
         learned.append(not torch.equal(before["alignments.dann.discriminator.0.weight"],
                                        after["alignments.dann.discriminator.0.weight"]))  # fmt: skip
         moved.append(weights(shop, "teacher"))
@@ -161,7 +122,7 @@ def test_a_discriminator_learns_before_the_teacher_feels_it(gamma_on):
 def test_an_adversarial_loss_is_not_ramped_beside_one_that_is():
     """gamma * weight * mmd + weight * dann + CE, whatever gamma is."""
     shop = workshop(recipe(adapt={"alignment": ["mmd", "dann"], "weight": 2.0}))
-    adaptation = shop.adaptation("teacher")
+    adaptation = shop_adaptation(shop)
     source, target = shop.forward("teacher", batch())
     loss, terms = adaptation(source, target, batch().source_labels, 0.1)
     gamma = 2 / (1 + math.exp(-1)) - 1
@@ -174,7 +135,7 @@ def test_the_heads_of_alignments_learn_at_the_head_learning_rate():
     shop = workshop(recipe(adapt={"alignment": ["cdan+e", "mdd"]}, teacher=part))
     method = KdUda(shop)
     rates = {id(p): group["lr"] for group in method.learners["teacher"].optimizer.param_groups for p in group["params"]}
-    own = list(method.modules["adaptation"].parameters())
+    own = list(shop.modules["adaptation of teacher"].parameters())
     assert len(own) == 10 + 4
     assert [rates[id(parameter)] for parameter in own] == pytest.approx([0.7] * 14)
 

@@ -1,0 +1,60 @@
+"""Learners: an optimizer with its schedule, and one step down a loss with the checks every step needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from edgeda.errors import Diverged
+
+
+class Learner:
+    """One optimizer, the schedule of its learning rates and the largest gradient norm (0: any)."""
+
+    def __init__(
+        self, fabric: Fabric, optimizer: torch.optim.Optimizer, schedule: Callable[[float], float], clip_norm: float
+    ) -> None:
+        self.fabric, self.clip_norm = fabric, clip_norm
+        self.optimizer: Any = fabric.setup_optimizers(optimizer)
+        self._schedule = schedule
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What the optimizer moves."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def prepare(self, progress: float) -> None:
+        """Set the learning rates of `progress` and forget the gradients."""
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._schedule(progress)
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def descend(loss: Tensor, progress: float, *learners: Learner) -> None:
+    """One step of every learner down `loss`; raises Diverged, with nothing changed, when it is not finite.
+
+    Each learner's gradient norm is clipped by itself.
+    """
+    for learner in learners:
+        learner.prepare(progress)
+    fabric = learners[0].fabric
+    fabric.backward(loss)
+    scaler = getattr(fabric.strategy.precision, "scaler", None)  # fp16 on a GPU: skips its own overflows
+    norms = []
+    for learner in learners:
+        if scaler is not None:
+            scaler.unscale_(learner.optimizer.optimizer)
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in learner.parameters if p.grad is not None]))
+    if not torch.isfinite(loss):
+        raise Diverged("the loss is not finite")
+    if scaler is None and not all(torch.isfinite(norm) for norm in norms):
+        raise Diverged("a gradient is not finite")
+    for learner, norm in zip(learners, norms, strict=True):
+        if learner.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(learner.parameters, learner.clip_norm, norm)
+        learner.optimizer.step()

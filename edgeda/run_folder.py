@@ -1,0 +1,71 @@
+"""A run's folder while it is written: claimed, locked, cleared; nothing of the user's is replaced."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgeda.artifacts import CHECKPOINT, METRICS, RECIPE, ROLES, RUNS, SUMMARY
+from edgeda.errors import InputError
+from edgeda.recipe import Recipe, load_recipe
+
+OURS = (RECIPE, SUMMARY, METRICS, "report.html", *(f"{role}.safetensors" for role in ROLES))
+LOCK = ".lock"
+OUR_FOLDERS = (CHECKPOINT, "plots", "exports")
+
+
+def claim(out: Path | None, recipe: Recipe, resume: bool, overwrite: bool) -> Path:
+    """The run's folder; refuses one that holds something which was not asked to be replaced."""
+    if out is None:
+        taken = [path.name for path in RUNS.iterdir()] if RUNS.is_dir() else []
+        number = next(n for n in range(1, len(taken) + 2) if f"{recipe.name}-{n}" not in taken)
+        return RUNS / f"{recipe.name}-{number}"
+    if resume:
+        return out
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()):
+        if not _is_run(out):
+            raise InputError(f"--out {out} is not empty and not a run directory; choose another folder")
+        if not overwrite:
+            raise InputError(f"the run {out} exists already; add --resume to go on, --overwrite to start again")
+    return out
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder holds a recipe of ours, so that what lies beside it may be replaced."""
+    try:
+        load_recipe(str(folder / RECIPE))
+    except InputError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a run directory; the system lets go of the lock when a process dies."""
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is training in {folder}; choose another --out or wait for it") from None
+        yield
+
+
+def clear(folder: Path) -> None:
+    """Remove an earlier run's own files, nothing else."""
+    for name in OURS:
+        (folder / name).unlink(missing_ok=True)
+    for name in OUR_FOLDERS:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a whole text file or none."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,55 @@
+"""Stages that several runs have in common (a source-only reference, a warm-up), trained once and kept in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgeda import __version__
+from edgeda.checkpoint import load_checkpoint, save_checkpoint
+from edgeda.methods.base import Stage
+from edgeda.recipe import Recipe
+
+ALWAYS = ("data", "train", "select")
+"""Sections of the recipe that every stage depends on."""
+
+
+class StageCache:
+    """Finished stages by what decides their outcome: recipe sections, images, and the stages before them."""
+
+    def __init__(self, folder: Path, recipe: Recipe, images: str) -> None:
+        self._folder, self._recipe, self._images = folder, recipe, images
+
+    def load(self, stages: list[Stage], index: int) -> dict[str, Any] | None:
+        """The saved outcome of stage `index`, or None when there is none or it cannot be shared."""
+        folder = self._place(stages, index)
+        return load_checkpoint(folder) if folder else None
+
+    def save(self, stages: list[Stage], index: int, outcome: dict[str, Any]) -> None:
+        """Keep the outcome of stage `index` if it can be shared."""
+        folder = self._place(stages, index)
+        if folder:
+            save_checkpoint(folder, outcome)
+
+    def _place(self, stages: list[Stage], index: int) -> Path | None:
+        stage = stages[index]
+        if stage.reads is None:
+            return None
+        # earlier stages count where they trained a network that this one begins with
+        roles = {*stage.trains, *stage.starts_from.values()}
+        before = [other for other in stages[:index] if roles & set(other.trains)]
+        if any(other.reads is None for other in before):
+            return None
+        dump = self._recipe.model_dump(mode="json")
+        sections = sorted({*ALWAYS, *stage.reads, *(name for other in before for name in other.reads or ())})
+        key = {
+            "edgeda": __version__, "torch": torch.__version__, "images": self._images,
+            "recipe": {name: dump[name] for name in sections},
+            "stages": [[other.name, other.epochs] for other in (*before, stage)],
+        }  # fmt: skip
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self._folder / f"{stage.name.replace(' ', '-')}-{digest[:24]}"
