@@ -16,18 +16,19 @@ from edgeda.adapt import adapt, check
 from edgeda.artifacts import RECIPE, RUNS, SUMMARY, RunDirectory
 from edgeda.benchmark_recipe import BenchmarkRecipe, folder_name
 from edgeda.errors import EdgedaError, InputError, Interrupted, did_you_mean, from_os_error, one_line
-from edgeda.methods import stages
+from edgeda.methods import ALIASES, stages
 from edgeda.models import backbone_name
 from edgeda.recipe import Recipe, changed, load_recipe
 from edgeda.report.benchmark import Cell, tabulate
 from edgeda.report.benchmark_text import comma_separated, markdown
+from edgeda.run_folder import LOCK
 from edgeda.train import Record, Watcher
 
 log = logging.getLogger(__name__)
 
 LOCKS = ".locks"
-RUN_LOCK = ".lock"
-"""What `adapt` locks in a run directory."""
+SHARED = ".shared"
+"""Where cells leave the stages that others have in common with them, such as the source-only reference."""
 FAILURE = ".failed.txt"
 NOT_COMPARED = ("name", "train.threads", "train.checkpoint_minutes")
 """Keys that do not say what a cell's result is."""
@@ -84,10 +85,11 @@ def benchmark(
     cells = _plan(recipe, section, seeds, out, only or list(section.methods), scenarios or list(section.scenarios))
     reference = _reference(cells, reference)
     _check_folder(out, report)
-    _check_made(cells, overwrite)
     if not report:
         for planned in {planned.method: planned for planned in cells}.values():
             _check_method(planned)
+    _check_made(cells, overwrite)
+    if not report:
         try:
             _make(cells, out, watcher, overwrite)
         except (Interrupted, KeyboardInterrupt):
@@ -166,7 +168,7 @@ def _differences(planned: Planned) -> list[tuple[str, Any, Any]]:
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
-    """Dotted keys and values, backbones by their full names."""
+    """Dotted keys and values, backbones and method by their full names."""
 
     def flatten(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in values.items():
@@ -175,7 +177,8 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
             else:
                 yield prefix + key, backbone_name(value) if key == "backbone" else value
 
-    return dict(flatten(recipe.model_dump(mode="json"), ""))
+    flat = dict(flatten(recipe.model_dump(mode="json"), ""))
+    return {**flat, "method": ALIASES.get(recipe.method, recipe.method)}
 
 
 def _check_method(planned: Planned) -> None:
@@ -233,12 +236,12 @@ def _train(planned: Planned, out: Path, watcher: Watcher, again: bool) -> None:
     saved = planned.folder / RECIPE
     resume = saved.is_file() and not again
     recipe = load_recipe(str(saved)) if resume else planned.recipe
-    adapt(recipe, planned.folder, watcher, resume=resume, overwrite=again)
+    adapt(recipe, planned.folder, watcher, resume=resume, overwrite=again, shared=out / SHARED)
 
 
 def _sweep(folder: Path) -> None:
     """Empty a run directory whose process died before it wrote its recipe."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {RUN_LOCK, f"{RECIPE}.part"}:
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, f"{RECIPE}.part"}:
         for path in list(folder.iterdir()):
             path.unlink()
 
@@ -257,9 +260,9 @@ def _holding(lock: Path) -> Iterator[bool]:
 
 def _is_training(folder: Path) -> bool:
     """Whether a process, such as an `edgeda adapt` by hand, holds a run directory."""
-    if not (folder / RUN_LOCK).is_file():
+    if not (folder / LOCK).is_file():
         return False
-    with _holding(folder / RUN_LOCK) as free:
+    with _holding(folder / LOCK) as free:
         return not free
 
 

@@ -51,8 +51,9 @@ class Training:
         self.recipes: list[Recipe] = []
         self.before: Callable[[str], None] = lambda cell: None
 
-    def __call__(self, recipe: Recipe, out: Path, watcher: object, resume: bool = False, overwrite: bool = False):
+    def __call__(self, recipe: Recipe, out: Path, watcher: object, resume: bool, overwrite: bool, shared: Path) -> None:
         cell = "/".join(out.parts[-3:])
+        assert shared == out.parents[2] / ".shared"
         self.calls.append((cell, resume, overwrite))
         self.recipes.append(recipe)
         out.mkdir(parents=True, exist_ok=True)
@@ -190,16 +191,18 @@ def test_what_the_machine_decides_is_not_another_recipe(training: Training, tmp_
         path = tmp_path / "out" / cell / "recipe.yaml"
         values = yaml.safe_load(path.read_text())
         values["teacher"]["backbone"] = "resnet50"
+        values["method"] = values["method"].replace("ccmdn", "cckdn")
         values["train"] |= {"threads": 16, "device": "cuda", "precision": "bf16"}
         path.write_text(yaml.safe_dump(values))
 
     training.before = decide
-    run(tmp_path, recipe(tmp_path))
+    methods = {"KD-UDA": {}, "CCMDN": {"method": "ccmdn"}}
+    run(tmp_path, recipe(tmp_path, methods=methods))
     training.calls.clear()
-    assert run(tmp_path, recipe(tmp_path, {"train.checkpoint_minutes": 5}))["missing"] == []
+    assert run(tmp_path, recipe(tmp_path, {"train.checkpoint_minutes": 5}, methods=methods))["missing"] == []
     assert training.calls == []
     with pytest.raises(InputError, match=r"train\.precision is bf16, now fp32"):
-        run(tmp_path, recipe(tmp_path, {"train.precision": "fp32"}))
+        run(tmp_path, recipe(tmp_path, {"train.precision": "fp32"}, methods=methods))
 
 
 def test_an_interruption_leaves_a_table_and_says_how_to_go_on(training: Training, tmp_path: Path):
