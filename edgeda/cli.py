@@ -285,6 +285,54 @@ def compare(
 
 
 @app.command()
+def benchmark(
+    recipe: Annotated[
+        str, typer.Option(help="A recipe file or preset with a section `benchmark`: scenarios and methods.")
+    ],
+    seeds: Annotated[int, typer.Option(help="Runs of each scenario and method: seeds 0 to N-1.", min=1)] = 3,
+    only: Annotated[list[str] | None, typer.Option(metavar="METHOD", help="This method. Repeatable.")] = None,
+    scenario: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This scenario. Repeatable.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="METHOD", help="What the others are compared with; default: the first kd-uda."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe that the methods differ from. Repeatable."),
+    ] = None,
+    out_: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the cells; default: runs/benchmark-<recipe's name>.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make cells again that another recipe made; keep the others.")
+    ] = False,
+    report: Annotated[bool, typer.Option("--report", help="Train nothing: tabulate what is there.")] = False,
+    json_: Json = False,
+) -> None:
+    """Scenarios x methods x seeds as one table, beside the paper's.
+
+    Cells that are finished are kept, one that was stopped goes on, and the same command started twice
+    (or on two machines with a shared disk) shares the work.
+    """
+    require("torch", "train", "a benchmark")
+    from edgeda.benchmark import benchmark as run_benchmark
+    from edgeda.recipe import load_recipe, parse_set
+    from edgeda.report.benchmark_text import benchmark_text, missing_line
+
+    display = TrainingDisplay()
+    try:
+        result = run_benchmark(
+            load_recipe(recipe, parse_set(set_ or [])), range(seeds), out_, display, only=only or (),
+            scenarios=scenario or (), reference=reference, overwrite=overwrite, report=report,
+        )  # fmt: skip
+    finally:
+        display.close()
+    _print(json_, result, lambda: benchmark_text(result, terminal_width()))
+    if result["missing"]:
+        raise InputError(missing_line(result))
+
+
+@app.command()
 def doctor(json_: Json = False) -> None:
     """What this machine can do, and which extra would bring what is missing."""
     from edgeda.doctor import diagnose, doctor_text

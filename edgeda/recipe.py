@@ -8,11 +8,12 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from edgeda.benchmark_recipe import BenchmarkRecipe
 from edgeda.errors import InputError, did_you_mean, user_path
 from edgeda.runtime.preprocessing import Preprocessing
 
@@ -251,6 +252,8 @@ class Recipe(_Strict):
     cckdn: CckdnRecipe = CckdnRecipe()
     train: TrainRecipe = TrainRecipe()
     select: SelectRecipe = SelectRecipe()
+    benchmark: BenchmarkRecipe | None = Field(default=None, exclude=True)
+    """What `edgeda benchmark` runs; not part of any one run, so the resolved recipe has none."""
 
     def to_yaml(self) -> str:
         """The resolved recipe: loading it gives an equal one."""
@@ -266,9 +269,28 @@ def load_recipe(source: str | None = None, overrides: Mapping[str, Any] | None =
     for key, value in (overrides or {}).items():
         _set(values, key, value)
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError(_explain(error, source)) from error
+    for name, changes in (recipe.benchmark.methods if recipe.benchmark else {}).items():
+        changed(recipe, changes, f"{source or ''} (benchmark method '{name}')".strip())
+    return recipe
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any], where: str | None = None) -> Recipe:
+    """The recipe with dotted keys changed, validated anew, and without its section `benchmark`.
+
+    Raises InputError as `load_recipe`; `where` names the place of the changes in its message.
+    """
+    values = recipe.model_dump(mode="json")
+    try:
+        for key, value in changes.items():
+            _set(values, key, value)
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(error, where)) from error
+    except InputError as error:
+        raise InputError(f"recipe {where}: {error}" if where else str(error)) from error
 
 
 def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
@@ -338,7 +360,8 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _explain(error: ValidationError, source: str | None) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     location = [str(part) for part in first["loc"]]
     dotted = ".".join(location)
     where = f"recipe {source}: " if source else "recipe: "
@@ -352,14 +375,25 @@ def _explain(error: ValidationError, source: str | None) -> str:
         return f"{where}unknown key '{dotted}'{hint}"
     if first["type"] == "missing":
         return f"{where}'{dotted}' is missing"
-    return f"{where}{dotted}: {first['msg'].lower().removeprefix('value error, ')} (got {reprlib.repr(first['input'])})"
+    if first["type"] != "value_error":
+        return f"{where}{dotted}: {first['msg'].lower()} (got {reprlib.repr(first['input'])})"
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if location[0] == "benchmark" else f" (got {reprlib.repr(first['input'])})"
+    return f"{where}{dotted}: {message}{got}"
 
 
 def _keys_at(location: list[str]) -> list[str]:
-    model: type[BaseModel] = Recipe
+    """The keys known at a place in a recipe, as they are written there."""
+    at: Any = Recipe
     for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
+        fields = at.model_fields if _is_model(at) else {}
+        if fields:
+            at = next((field.annotation for name, field in fields.items() if part in (name, field.alias)), None)
+        else:  # a key of a mapping, or a number in a list
+            at = next((kind for kind in get_args(at) if _is_model(kind)), None)
+        at = next((kind for kind in get_args(at) if _is_model(kind) and type(None) in get_args(at)), at)
+    return [field.alias or name for name, field in at.model_fields.items()] if _is_model(at) else []
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -1,0 +1,301 @@
+"""`edgeda benchmark`: scenarios x methods x seeds, each cell a run directory, resumable cell by cell."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeda.adapt import adapt, check
+from edgeda.artifacts import RECIPE, RUNS, SUMMARY, RunDirectory
+from edgeda.benchmark_recipe import BenchmarkRecipe, folder_name
+from edgeda.errors import EdgedaError, InputError, Interrupted, did_you_mean, from_os_error, one_line
+from edgeda.methods import ALIASES, stages
+from edgeda.models import backbone_name
+from edgeda.recipe import Recipe, changed, load_recipe
+from edgeda.report.benchmark import Cell, tabulate
+from edgeda.report.benchmark_text import comma_separated, markdown
+from edgeda.run_folder import LOCK
+from edgeda.train import Record, Watcher
+
+log = logging.getLogger(__name__)
+
+LOCKS = ".locks"
+SHARED = ".shared"
+"""Where cells leave the stages that others have in common with them, such as the source-only reference."""
+FAILURE = ".failed.txt"
+NOT_COMPARED = ("name", "train.threads", "train.checkpoint_minutes")
+"""Keys that do not say what a cell's result is."""
+LEFT = "another process is at work on it"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell to be made: its place in the grid, its run directory and its recipe."""
+
+    scenario: str
+    method: str
+    seed: int
+    folder: Path
+    recipe: Recipe
+
+    @property
+    def failure(self) -> Path:
+        """Where the reason is kept for which this cell failed last."""
+        return self.folder.with_name(self.folder.name + FAILURE)
+
+    def __str__(self) -> str:
+        return f"{self.scenario}, {self.method}, seed {self.seed}"
+
+
+def benchmark(
+    recipe: Recipe,
+    seeds: Sequence[int],
+    out: Path | None,
+    watcher: Watcher,
+    *,
+    only: Sequence[str] = (),
+    scenarios: Sequence[str] = (),
+    reference: str | None = None,
+    overwrite: bool = False,
+    report: bool = False,
+) -> Record:
+    """Make the missing cells of a recipe's benchmark, write benchmark.md, .csv and .json in `out`, return the last.
+
+    Finished cells are read, half-finished ones resumed, those that another process is at work on left to
+    it; a cell that fails is listed under `missing` with its reason, and the others go on. `overwrite` makes
+    cells again that another recipe made; `report` makes none. `reference` is the method that the others are
+    compared with, the first kd-uda if not named.
+
+    Raises InputError for a wrong request (before anything is trained) and Interrupted on Ctrl-C, with the
+    tables of what is finished written.
+    """
+    section = recipe.benchmark
+    if section is None:
+        raise InputError(f"the recipe '{recipe.name}' has no section 'benchmark' with scenarios and methods")
+    _known(only, section.methods, "--only")
+    _known(scenarios, section.scenarios, "--scenario")
+    out = RUNS / f"benchmark-{folder_name(recipe.name)}" if out is None else out
+    cells = _plan(recipe, section, seeds, out, only or list(section.methods), scenarios or list(section.scenarios))
+    reference = _reference(cells, reference)
+    _check_folder(out, report)
+    if not report:
+        for planned in {planned.method: planned for planned in cells}.values():
+            _check_method(planned)
+    _check_made(cells, overwrite)
+    if not report:
+        try:
+            _make(cells, out, watcher, overwrite)
+        except (Interrupted, KeyboardInterrupt):
+            result = _write_report(out, recipe.name, section, cells, reference)
+            finished = len(cells) - len(result["missing"])
+            raise Interrupted(
+                f"stopped; {finished} of {len(cells)} cells are finished, see {out}/benchmark.md; "
+                "the same command goes on where this one stopped"
+            ) from None
+    return _write_report(out, recipe.name, section, cells, reference)
+
+
+def _plan(
+    recipe: Recipe, section: BenchmarkRecipe, seeds: Sequence[int], out: Path, only: Sequence[str],
+    scenarios: Sequence[str],
+) -> list[Planned]:  # fmt: skip
+    """Seed by seed, then scenario, then method with source-only first: an early stop leaves whole tables."""
+    found: list[Planned] = []
+    for seed in seeds:
+        for scenario in (name for name in section.scenarios if name in scenarios):
+            data = {f"data.{key}": value for key, value in section.scenarios[scenario].model_dump().items()}
+            row = []
+            for method in (name for name in section.methods if name in only):
+                own = changed(recipe, {**section.methods[method], **data, "train.seed": seed}, f"method '{method}'")
+                folder = out / folder_name(scenario) / folder_name(method) / f"seed-{seed}"
+                row.append(Planned(scenario, method, seed, folder, own))
+            found += sorted(row, key=lambda planned: planned.recipe.method != "source-only")
+    return found
+
+
+def _known(asked: Sequence[str], names: Any, option: str) -> None:
+    for name in asked:
+        if name not in names:
+            raise InputError(f"{option} {name}: not in this recipe's benchmark{did_you_mean(name, names)}")
+
+
+def _reference(cells: Sequence[Planned], asked: str | None) -> str | None:
+    methods = {planned.method: planned.recipe.method for planned in cells}
+    if asked is not None:
+        _known([asked], methods, "--reference")
+        return asked
+    return next((name for name, method in methods.items() if method == "kd-uda"), None)
+
+
+def _check_folder(out: Path, report: bool) -> None:
+    """Refuse a folder that holds something else."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / LOCKS).is_dir():
+        raise InputError(f"--out {out} is not empty and not a benchmark's folder; choose another one")
+    if report and not out.is_dir():
+        raise InputError(f"nothing to report: there is no folder {out}; run the benchmark first, or give --out")
+
+
+def _check_made(cells: Sequence[Planned], overwrite: bool) -> None:
+    for planned in () if overwrite else cells:
+        for key, was, now in _differences(planned):
+            raise InputError(
+                f"the cell {planned.folder} was made by another recipe: its {key} is {was}, now {now} was asked for; "
+                "choose another --out, or --overwrite to make such cells again"
+            )
+
+
+def _differences(planned: Planned) -> list[tuple[str, Any, Any]]:
+    """Key, value in the cell's folder, value asked for; keys left to the machine (auto) do not count."""
+    saved = planned.folder / RECIPE
+    if not saved.is_file():
+        return []
+    was, now = _flat(load_recipe(str(saved))), _flat(planned.recipe)
+    return [
+        (key, was.get(key), value)
+        for key, value in now.items()
+        if value != was.get(key) and key not in NOT_COMPARED
+        and not (value == "auto" and key in ("train.device", "train.precision"))
+    ]  # fmt: skip
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """Dotted keys and values, backbones and method by their full names."""
+
+    def flatten(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from flatten(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, backbone_name(value) if key == "backbone" else value
+
+    flat = dict(flatten(recipe.model_dump(mode="json"), ""))
+    return {**flat, "method": ALIASES.get(recipe.method, recipe.method)}
+
+
+def _check_method(planned: Planned) -> None:
+    """What can be known to be wrong with a method before anything is trained."""
+    try:
+        stages(check(planned.recipe))
+    except InputError as error:
+        raise InputError(f"benchmark method '{planned.method}': {error}") from error
+
+
+def _make(cells: Sequence[Planned], out: Path, watcher: Watcher, overwrite: bool) -> None:
+    """Every cell once; those that others were at work on once more at the end."""
+    try:
+        (out / LOCKS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise from_os_error(error, f"making the folder {out}") from error
+    left = []
+    for number, planned in enumerate(cells, 1):
+        log.info("cell %d of %d: %s", number, len(cells), planned)
+        if not _make_cell(planned, out, watcher, overwrite):
+            left.append(planned)
+    for planned in left:
+        log.info("once more: %s", planned)
+        _make_cell(planned, out, watcher, overwrite)
+
+
+def _make_cell(planned: Planned, out: Path, watcher: Watcher, overwrite: bool) -> bool:
+    """Make or finish a cell, or note why that failed; False when another process is at work on it."""
+    lock = out / LOCKS / "--".join(planned.folder.relative_to(out).parts)
+    with _holding(lock) as mine:
+        if not mine or _is_training(planned.folder):
+            log.info("  %s", LEFT)
+            return False
+        again = overwrite and bool(_differences(planned))
+        if (planned.folder / SUMMARY).is_file() and not again:
+            return True
+        _sweep(planned.folder)
+        try:
+            _train(planned, out, watcher, again)
+        except Interrupted:
+            raise
+        except (EdgedaError, OSError) as error:
+            if _is_training(planned.folder):  # somebody began while the images were read
+                return False
+            log.warning("%s failed: %s", planned, one_line(error))
+            planned.folder.parent.mkdir(parents=True, exist_ok=True)
+            planned.failure.write_text(" ".join(str(error).split()) + "\n", encoding="utf-8")
+        else:
+            planned.failure.unlink(missing_ok=True)
+    return True
+
+
+def _train(planned: Planned, out: Path, watcher: Watcher, again: bool) -> None:
+    """The one place that trains: a new cell, one to go on with, or one to make again."""
+    saved = planned.folder / RECIPE
+    resume = saved.is_file() and not again
+    recipe = load_recipe(str(saved)) if resume else planned.recipe
+    adapt(recipe, planned.folder, watcher, resume=resume, overwrite=again, shared=out / SHARED)
+
+
+def _sweep(folder: Path) -> None:
+    """Empty a run directory whose process died before it wrote its recipe."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, f"{RECIPE}.part"}:
+        for path in list(folder.iterdir()):
+            path.unlink()
+
+
+@contextmanager
+def _holding(lock: Path) -> Iterator[bool]:
+    """Whether a lock file is ours until the end of the block; the system lets go of it when a process dies."""
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _is_training(folder: Path) -> bool:
+    """Whether a process, such as an `edgeda adapt` by hand, holds a run directory."""
+    if not (folder / LOCK).is_file():
+        return False
+    with _holding(folder / LOCK) as free:
+        return not free
+
+
+def _read(planned: Planned) -> Cell:
+    """A cell as it stands on the disk."""
+    place = (planned.scenario, planned.method, planned.seed, planned.folder)
+    if (planned.folder / SUMMARY).is_file():
+        try:
+            return Cell(*place, summary=RunDirectory(planned.folder).summary())
+        except InputError as error:
+            return Cell(*place, reason=one_line(error))
+    if _is_training(planned.folder):
+        return Cell(*place, reason=LEFT)
+    if planned.failure.is_file():
+        return Cell(*place, reason=planned.failure.read_text(encoding="utf-8").strip())
+    begun = (planned.folder / RECIPE).is_file()
+    return Cell(*place, reason="begun and not finished" if begun else "not begun")
+
+
+def _write_report(
+    out: Path, name: str, section: BenchmarkRecipe, cells: Sequence[Planned], reference: str | None
+) -> Record:
+    result = {"out": str(out), **tabulate(name, section, [_read(planned) for planned in cells], reference)}
+    texts = {
+        "md": markdown(result),
+        "csv": comma_separated(result),
+        "json": json.dumps(result, indent=2, allow_nan=False) + "\n",
+    }
+    try:
+        for suffix, text in texts.items():
+            temporary = out / f"benchmark.{suffix}.{os.getpid()}.part"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(out / f"benchmark.{suffix}")
+    except OSError as error:
+        raise from_os_error(error, f"writing the report in {out}") from error
+    return result
