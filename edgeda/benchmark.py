@@ -110,10 +110,12 @@ def _plan(
     found: list[Planned] = []
     for seed in seeds:
         for scenario in (name for name in section.scenarios if name in scenarios):
-            data = {f"data.{key}": value for key, value in section.scenarios[scenario].model_dump().items()}
+            place = section.scenarios[scenario]
+            data = {f"data.{key}": value for key, value in place.model_dump(exclude={"set"}).items()}
             row = []
             for method in (name for name in section.methods if name in only):
-                own = changed(recipe, {**section.methods[method], **data, "train.seed": seed}, f"method '{method}'")
+                keys = {**place.set, **section.methods[method], **data, "train.seed": seed}
+                own = changed(recipe, keys, f"{scenario}, method '{method}'")
                 folder = out / folder_name(scenario) / folder_name(method) / f"seed-{seed}"
                 row.append(Planned(scenario, method, seed, folder, own))
             found += sorted(row, key=lambda planned: planned.recipe.method != "source-only")

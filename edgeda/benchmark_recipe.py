@@ -11,7 +11,7 @@ from edgeda.errors import did_you_mean
 
 AVERAGE = "average"
 """Stands beside the scenarios in published values, and is no scenario's name."""
-NOT_A_METHODS = ("train.seed", "data.source", "data.target", "data.target_test")
+DECIDED = ("train.seed", "data.source", "data.target", "data.target_test")
 """Keys that --seeds and the scenarios decide."""
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -21,12 +21,22 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _nothing_changes(value: object) -> object:
+    """`KD-UDA:` without anything after it is the recipe itself."""
+    return {} if value is None else value
+
+
+Changes = Annotated[dict[str, Any], BeforeValidator(_nothing_changes)]
+
+
 class Scenario(_Strict):
-    """One pair of domains; the same three keys as in `data`."""
+    """One pair of domains; the first three keys are those of `data`."""
 
     source: str
     target: str
     target_test: str | None = None
+    set: Changes = {}
+    """Dotted recipe keys that differ in this scenario; a method's own go before them."""
 
 
 class Published(_Strict):
@@ -35,14 +45,6 @@ class Published(_Strict):
     paper: str = Field(alias="from", min_length=1)
     """What to cite beside each number."""
     values: dict[str, dict[str, Percent]]
-
-
-def _nothing_changes(value: object) -> object:
-    """`KD-UDA:` without anything after it is the recipe itself."""
-    return {} if value is None else value
-
-
-Changes = Annotated[dict[str, Any], BeforeValidator(_nothing_changes)]
 
 
 class BenchmarkRecipe(_Strict):
@@ -68,14 +70,17 @@ class BenchmarkRecipe(_Strict):
 
     @field_validator("methods")
     @classmethod
-    def _dotted(cls, methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _method_keys(cls, methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, changes in methods.items():
-            for key, value in changes.items():
-                if isinstance(value, dict):
-                    raise ValueError(f"{name}: write the keys of '{key}' dotted, such as adapt.alignment: [mcc]")
-                if key in NOT_A_METHODS or key.split(".")[0] == "benchmark":
-                    raise ValueError(f"{name}: '{key}' is not a method's to change")
+            _check_keys(name, changes, "a method's")
         return methods
+
+    @field_validator("scenarios")
+    @classmethod
+    def _scenario_keys(cls, scenarios: dict[str, Scenario]) -> dict[str, Scenario]:
+        for name, scenario in scenarios.items():
+            _check_keys(name, scenario.set, "a scenario's")
+        return scenarios
 
     @model_validator(mode="after")
     def _published_names(self) -> BenchmarkRecipe:
@@ -89,6 +94,14 @@ class BenchmarkRecipe(_Strict):
                             f"published: unknown scenario '{scenario}'{did_you_mean(scenario, self.scenarios)}"
                         )
         return self
+
+
+def _check_keys(name: str, changes: dict[str, Any], whose: str) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            raise ValueError(f"{name}: write the keys of '{key}' dotted, such as adapt.alignment: [mcc]")
+        if key in DECIDED or key.split(".")[0] == "benchmark":
+            raise ValueError(f"{name}: '{key}' is not {whose} to change")
 
 
 def folder_name(name: str) -> str:

@@ -272,8 +272,11 @@ def load_recipe(source: str | None = None, overrides: Mapping[str, Any] | None =
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError(_explain(error, source)) from error
-    for name, changes in (recipe.benchmark.methods if recipe.benchmark else {}).items():
+    section = recipe.benchmark
+    for name, changes in (section.methods if section else {}).items():
         changed(recipe, changes, f"{source or ''} (benchmark method '{name}')".strip())
+    for name, scenario in (section.scenarios if section else {}).items():
+        changed(recipe, scenario.set, f"{source or ''} (benchmark scenario '{name}')".strip())
     return recipe
 
 

@@ -288,6 +288,10 @@ def refusal(folder: Path, **section: Any) -> str:
         ({"methods": {"X": {"adapt": {"alignment": ["mcc"]}}}}, "X: write the keys of 'adapt' dotted"),
         ({"methods": {"X": {"train.seed": 1}}}, "X: 'train.seed' is not a method's to change"),
         ({"methods": {"X": {"data.source": "a"}}}, "X: 'data.source' is not a method's to change"),
+        ({"scenarios": {"S": {"source": "a", "target": "b", "set": {"train.seed": 1}}}},
+         "S: 'train.seed' is not a scenario's to change"),
+        ({"scenarios": {"S": {"source": "a", "target": "b", "set": {"train.epoch": 1}}}},
+         "(benchmark scenario 'S'): unknown key 'train.epoch'; did you mean 'train.epochs'?"),
         ({"methods": {"X y": {}, "x, Y": {}}}, "'X y' and 'x, Y' would share the folder x-y"),
         ({"methods": {}}, "benchmark.methods"),
         ({"scenarios": {"average": {"source": "a", "target": "b"}}}, "'average' cannot be a name"),
@@ -320,3 +324,14 @@ def test_a_runs_resolved_recipe_has_no_benchmark(tmp_path: Path):
 )
 def test_names_as_folders(name: str, folder: str):
     assert folder_name(name) == folder
+
+
+def test_a_scenarios_keys_hold_in_it_alone_and_a_methods_own_go_before_them(tmp_path: Path, training: Training):
+    scenarios = {
+        "A->B": {"source": "a", "target": "b", "set": {"train.epochs": 7, "distill.tau": 3.0}},
+        "B->A": {"source": "b", "target": "a"},
+    }
+    methods = {"KD-UDA": None, "hot": {"distill.tau": 9.0}}
+    run(tmp_path, recipe(tmp_path, scenarios=scenarios, methods=methods))
+    found = [(made.train.epochs, made.distill.tau) for made in training.recipes]
+    assert found == [(7, 3.0), (7, 9.0), (20, 20.0), (20, 9.0)]
