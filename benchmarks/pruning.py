@@ -100,8 +100,8 @@ def main() -> None:
     print(markdown_table(rows, COLUMNS))
     print(
         f"\n{datetime.date.today()}, {machine_line()}, {threads} threads; {SIZE} px, {CLASSES} classes, batch 1; "
-        f"median of {arguments.rounds} rounds of {arguments.budget:g} s; ratios within a round. Random weights, channels "
-        "drawn at random: parameters depend on which go. Table V counts 31 classes, except in its first row."
+        f"median of {arguments.rounds} rounds of {arguments.budget:g} s; ratios within a round. Random weights, "
+        "channels drawn at random: parameters depend on which go. Table V counts 31 classes, except in its first row."
     )
 
 

@@ -64,9 +64,8 @@ class TrainingDisplay:
 
     def epoch(self, record: Record) -> None:
         """One line: losses, label-free score, accuracies, speed and time left in the stage."""
-        parts = [
-            f"  epoch {record['epoch']}/{record['epochs']}" if record["epochs"] else f"{record['stage']}, as it is"
-        ]
+        where = f"  epoch {record['epoch']}/{record['epochs']}" if record["epochs"] else f"{record['stage']}, as it is"
+        parts = [where]
         for role, scores in record["networks"].items():
             known = scores["target_accuracy"]
             shown = f"{known:.1f}% right on target" if known is not None else f"target im {scores['scores']['im']:.2f}"

@@ -11,11 +11,13 @@ from lightning_fabric import Fabric
 
 from edgeda.data.batches import Batch
 from edgeda.errors import InputError
+from edgeda.losses.mmd import mmd
 from edgeda.methods import stages
 from edgeda.methods.base import Workshop, plain_network
-from edgeda.methods.tcp import Prune, check_pruning
+from edgeda.methods.tcp import FineTune, Prune, check_pruning
 from edgeda.models import Architecture, Network, build_network
 from edgeda.profiling.complexity import torch_complexity
+from edgeda.pruning import ChannelScores, prunable
 from edgeda.recipe import Recipe
 
 CLASSES, SIZE = 3, 32
@@ -35,6 +37,9 @@ def workshop(of: Recipe, precision: Any = "32-true") -> Workshop:
     torch.manual_seed(0)
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
     network = build_network(Architecture("resnet10t", CLASSES))[0].to(memory_format=torch.channels_last).train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.weight)  # timm's residual branches begin at zero
     return Workshop(fabric, of, {"student": fabric.setup_module(network)})
 
 
@@ -72,33 +77,28 @@ def test_the_cut_grows_evenly_over_the_rounds():
     assert found[6] <= 0.6
 
 
-@pytest.mark.parametrize("steps", [6, 10, 14, 22, 30, 42])
-def test_rounds_begin_on_time_whatever_the_number_of_batches(steps):
-    """A step's progress is a rounded fraction: the pass must not be a batch short or long."""
-    shop = workshop(of := recipe(iterations=3, round_epochs=1, macs_cut=0.3))
-    method, per_epoch = Prune(shop), steps
-    total, trained = 6 * per_epoch, []
-    descended: list[int] = []
-    method.score = lambda scored: {}  # type: ignore[method-assign]
-    method.prune = lambda: descended.append(method.round)  # type: ignore[method-assign]
-    method.adapter.adapt = lambda images, progress: pytest.skip("never") if progress != 1.0 else _nothing()  # type: ignore[method-assign]
+@pytest.mark.parametrize("per_epoch", [1, 6, 10, 14, 22, 31])
+def test_rounds_begin_on_time_whatever_the_number_of_batches(per_epoch, monkeypatch):
+    """A step's progress is a rounded fraction: no pass may be a batch short or long."""
+    did: list[str] = []
+    monkeypatch.setattr(Prune, "score", lambda method, images: did.append("score"))
+    monkeypatch.setattr(Prune, "prune", lambda method: did.append(f"prune {method.round}"))
+    monkeypatch.setattr(FineTune, "step", lambda method, images, progress: did.append("train"))
+    method = Prune(workshop(recipe(iterations=3, round_epochs=2)))
+    total = 3 * 3 * per_epoch
     for step in range(total):
-        before = len(trained)
-        try:
-            method.step(batch(0), step / total)
-        except _Trained:
-            trained.append(step)
-        assert (len(trained) > before) == ((step // per_epoch) % 2 == 1)
-    assert descended == [1, 2, 3]
-    assert of.prune.iterations == 3
+        method.step(batch(0), step / total)
+    train = ["train"] * 2 * per_epoch
+    assert did == [word for number in (1, 2, 3) for word in (*["score"] * per_epoch, f"prune {number}", *train)]
 
 
-class _Trained(Exception):
-    """A step would have trained here."""
-
-
-def _nothing() -> Any:
-    raise _Trained
+def test_each_round_has_a_learning_rate_schedule_of_its_own(monkeypatch):
+    seen: list[float] = []
+    monkeypatch.setattr(FineTune, "step", lambda method, images, progress: seen.append(progress))
+    method = Prune(workshop(recipe()))
+    for step in range(16):
+        method.step(batch(step), step / 16)
+    assert seen == [pytest.approx(share, abs=1e-6) for share in (0, 0.25, 0.5, 0.75)] * 2
 
 
 def test_fewer_scoring_steps_leave_the_rest_of_the_pass_to_training():
@@ -136,20 +136,16 @@ def test_the_loss_scored_is_classification_and_the_whole_alignment():
     shop = workshop(recipe())
     method, data = Prune(shop), batch(0)
     twin = copy.deepcopy(student(shop))
+    reference = ChannelScores(twin, prunable(twin))
     method.step(data, 0.0)
-    features, logits = twin(torch.cat([data.source_images, data.target_images]))
-    expected = torch.nn.functional.cross_entropy(logits[:4], data.source_labels)
-    from edgeda.losses.mmd import mmd
-
-    full = expected + mmd(features[:4], features[4:])
-    name = "backbone.layer4.0.conv1"
-    reference = type(method.scores)(twin, method.found)
     with reference.recording():
         features, logits = twin(torch.cat([data.source_images, data.target_images]))
         loss = torch.nn.functional.cross_entropy(logits[:4], data.source_labels) + mmd(features[:4], features[4:])
         reference.add(loss, 4)
-    assert float(full.detach()) == pytest.approx(float(loss.detach()), rel=1e-4)
-    assert torch.allclose(method.scores.sums[name], reference.sums[name], rtol=1e-3, atol=1e-9)
+    for name, sums in reference.sums.items():
+        assert sums.min() >= 0
+        assert sums.max() > 0
+        assert torch.allclose(method.scores.sums[name], sums, rtol=1e-2, atol=1e-6), name
 
 
 def test_momentum_is_kept_through_a_round_of_pruning():
@@ -211,5 +207,5 @@ def test_the_stages_of_a_run():
 def test_a_cut_that_cannot_be_met_is_refused_before_training():
     network = build_network(Architecture("resnet10t", CLASSES))[0]
     check_pruning(recipe(macs_cut=0.8), network)
-    with pytest.raises(InputError, match="cut less, or lower prune.minimum"):
+    with pytest.raises(InputError, match=r"cut less, or lower prune\.minimum"):
         check_pruning(recipe(macs_cut=0.8, minimum=60), network)
