@@ -174,7 +174,7 @@ class Fit:
 
     def _train_mode(self, stage: Stage) -> None:
         for role, network in self.workshop.networks.items():
-            if network.training != (role in stage.trains):
+            if self._weights(role).training != (role in stage.trains):  # Fabric's wrapper has a mode of its own
                 network.train(role in stage.trains)
 
     def _add(self, terms: dict[str, Tensor]) -> None:

@@ -172,7 +172,7 @@ def start_of(recipe: Recipe, role: str) -> Path | None:
 
 
 def load_start(path: Path, recipe: Recipe, role: str, classes: tuple[str, ...]) -> tuple[Network, str]:
-    """A network of an earlier run in train mode, head and pruned widths included; InputError when not the recipe's."""
+    """A network of an earlier run, head and pruned widths included; InputError when it is not the recipe's."""
     network, card = load_network(path)
     wanted, found = recipe.student, card.architecture
     if role == "student" and (found.backbone, found.bottleneck) != (wanted.backbone, wanted.bottleneck):
@@ -182,7 +182,7 @@ def load_start(path: Path, recipe: Recipe, role: str, classes: tuple[str, ...]) 
         )
     if card.classes != classes:
         raise InputError(f"{path} was trained for other classes than the source {recipe.data.source} has; prune on its")
-    return network.train(), f"the run {path.parent.name} ({path.name})"  # Fabric's wrapper hides the mode from Fit
+    return network, f"the run {path.parent.name} ({path.name})"
 
 
 def prune_recipe(
