@@ -17,6 +17,7 @@ from edgeda.data import Domains, load_domains
 from edgeda.data.batches import PairedBatches
 from edgeda.errors import InputError, from_os_error
 from edgeda.methods import METHODS, Stage, Workshop, method_name, stages
+from edgeda.methods.tcp import check_pruning, load_start, start_of
 from edgeda.models import Architecture, Network, backbone_name, build_network
 from edgeda.precision import FABRIC, resolve_device, resolve_precision
 from edgeda.profiling.machine import usable_threads
@@ -184,7 +185,7 @@ def _networks(
     resume, only shapes are built: the checkpoint holds the weights.
     """
     state = load_checkpoint(resumed.path / CHECKPOINT) if resumed else None
-    roles = {role for stage in planned for role in (*stage.trains, *stage.starts_from.values())}
+    roles = {role for stage in planned for role in (*stage.trains, *stage.scores, *stage.starts_from.values())}
     networks: dict[str, Network] = {}
     origins: dict[str, str] = {}
     for role in (role for role in ROLES if role in roles):
@@ -192,10 +193,18 @@ def _networks(
         part = recipe.teacher if role == "teacher" else recipe.student
         architecture = Architecture(part.backbone, len(data.classes), part.bottleneck)
         first = "none" if state or role == "source_only" else part.pretrained
-        network, origins[role] = build_network(architecture, first)
+        start = start_of(recipe, role)
+        if state and role in state.get("architectures", {}):  # pruning changes shapes on the way
+            architecture = Architecture(**state["architectures"][role])
+        if start and not state:
+            network, origins[role] = load_start(start, recipe, role, data.classes)
+        else:
+            network, origins[role] = build_network(architecture, first)
         networks[role] = network.to(memory_format=torch.channels_last)
-    if "source_only" in origins:
+    if "source_only" in origins and start_of(recipe, "source_only") is None:
         origins["source_only"] = origins.get("student", "from scratch")
+    if recipe.method == "tcp" and not state:
+        check_pruning(recipe, networks["student"])
     return networks, state["origins"] if state else origins
 
 

@@ -171,6 +171,49 @@ def adapt(
 
 
 @app.command()
+def prune(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A finished run directory; default: the newest run.")
+    ] = None,
+    macs_cut: Annotated[
+        float | None, typer.Option(help="Share of its multiply-accumulates to remove, such as 0.45.")
+    ] = None,
+    role: Annotated[str, typer.Option(help="Which network of the run: student or teacher.")] = "student",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the source after the last round of pruning.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Rounds of scoring, pruning and fine-tuning.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the run's recipe, such as prune.minimum=4."),
+    ] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="Run directory; default: a new one under ./runs.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    json_: Json = False,
+) -> None:
+    """Remove the channels of a run's network that matter least for both domains (TCP), and fine-tune it.
+
+    The result is a run directory. One that was stopped goes on with: edgeda adapt --out RUN --resume
+    """
+    require("torch", "train", "pruning")
+    from edgeda.adapt import adapt as run_adapt
+    from edgeda.artifacts import find_run
+    from edgeda.methods.tcp import prune_recipe
+    from edgeda.report.summary import summary_text
+
+    asked: dict[str, Any] = {
+        "prune.macs_cut": macs_cut, "train.epochs": epochs, "prune.iterations": iterations, "train.seed": seed,
+    }  # fmt: skip
+    options = {key: value for key, value in asked.items() if value is not None}
+    resolved = prune_recipe(find_run(model), role, options, set_ or [], out_)
+    display = TrainingDisplay()
+    try:
+        summary = run_adapt(resolved, out_, display, overwrite=overwrite)
+    finally:
+        display.close()
+    _print(json_, summary, lambda: summary_text(summary))
+
+
+@app.command()
 def evaluate(
     model: Model = None,
     data: Annotated[str, typer.Option(help="Labelled images: class folders, an image list, or a built-in name.")] = "",

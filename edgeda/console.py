@@ -64,11 +64,15 @@ class TrainingDisplay:
 
     def epoch(self, record: Record) -> None:
         """One line: losses, label-free score, accuracies, speed and time left in the stage."""
-        parts = [f"  epoch {record['epoch']}/{record['epochs']}"]
+        where = f"  epoch {record['epoch']}/{record['epochs']}" if record["epochs"] else f"{record['stage']}, as it is"
+        parts = [where]
         for role, scores in record["networks"].items():
             known = scores["target_accuracy"]
             shown = f"{known:.1f}% right on target" if known is not None else f"target im {scores['scores']['im']:.2f}"
             parts.append(f"{role.replace('_', '-')} {shown}")
+        if not record["epochs"]:
+            stderr.print(" | ".join(parts), markup=False)
+            return
         parts.append(" ".join(f"{name} {value:.3f}" for name, value in record["losses"].items()))
         left = record["seconds"] * (record["epochs"] - record["epoch"])
         parts.append(f"{record['pairs_per_s']:.1f} pairs/s" + (f", {_clock(left)} left" if left else ""))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from edgeda.channels import narrow_to
 from edgeda.checkpoint import write_safetensors
 from edgeda.errors import InputError, did_you_mean
 from edgeda.outputs import Output as Output
@@ -33,6 +34,13 @@ class Architecture:
     backbone: str
     classes: int
     bottleneck: int = 0
+    channels: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """By name, the convolutions that are pruned and the output channels they have left; empty: dense."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `channels` only of a pruned network."""
+        described = asdict(self)
+        return described if self.channels else {key: described[key] for key in described if key != "channels"}
 
 
 @dataclass(frozen=True)
@@ -103,15 +111,21 @@ def build_network(architecture: Architecture, pretrained: str = "none") -> tuple
     """A network, and where its weights come from in words.
 
     `pretrained` is `auto` (timm's weights when they can be had, else from scratch), `none`, or a
-    local file: a timm or torchvision checkpoint (.safetensors or .pth) or one saved by edgeda.
+    local file: a timm or torchvision checkpoint (.safetensors or .pth) or one saved by edgeda. A pruned
+    architecture has none: it is shaped here, and its weights are to be loaded.
     """
     name = backbone_name(architecture.backbone)
+    if architecture.channels and pretrained != "none":
+        raise InputError(f"a pruned {name} cannot start from pretrained weights; use 'none' and load its own")
     backbone, origin = obtain_backbone(name, pretrained)
     # with num_classes=0 timm keeps what follows the pooling (MobileNetV3, VGG): wider than num_features
     width = getattr(backbone, "head_hidden_size", None) or getattr(backbone, "num_features", None)
     if not isinstance(width, int):
         raise InputError(f"backbone '{name}' does not say how wide its features are; choose another")
-    return Network(Architecture(name, architecture.classes, architecture.bottleneck), backbone, width), origin
+    network = Network(replace(architecture, backbone=name), backbone, width)
+    if architecture.channels:
+        narrow_to(network, architecture.channels, name)
+    return network, origin
 
 
 def parameters_m(network: nn.Module) -> float:
@@ -122,7 +136,7 @@ def parameters_m(network: nn.Module) -> float:
 def save_network(path: Path, state: Mapping[str, Tensor], card: NetworkCard) -> None:
     """Weights as safetensors, with architecture, class names and preprocessing as metadata."""
     described = {
-        "architecture": asdict(card.architecture),
+        "architecture": card.architecture.to_dict(),
         "classes": list(card.classes),
         "preprocessing": card.preprocessing.to_dict(),
         "role": card.role,
@@ -152,7 +166,10 @@ def read_card(path: Path) -> NetworkCard:
 def load_network(path: Path) -> tuple[Network, NetworkCard]:
     """A saved network in eval mode, and its card."""
     card = read_card(path)
-    network, _ = build_network(card.architecture)
+    try:
+        network, _ = build_network(card.architecture)
+    except InputError as error:
+        raise InputError(f"{path} describes a network that cannot be built: {error}") from error
     try:
         network.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:

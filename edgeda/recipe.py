@@ -210,6 +210,27 @@ class CckdnRecipe(_Strict):
     """Passes in which compression and reconstruction learn alone first; 0: jointly from the start."""
 
 
+class PruneRecipe(_Strict):
+    """Transfer channel pruning (Yu et al., 2019), method `tcp`."""
+
+    macs_cut: Annotated[Number, Field(gt=0, lt=1)] = 0.45
+    """Share of the network's multiply-accumulates that goes."""
+    iterations: Annotated[int, Field(ge=1, le=10000)] = 5
+    """Rounds of scoring, pruning and fine-tuning. The cut grows evenly over them."""
+    channels: Annotated[int, Field(ge=0)] = 0
+    """Most channels removed in a round (the paper: 32); the last round removes what is missing. 0: the even cut."""
+    round_epochs: Annotated[int, Field(ge=1)] = 1
+    """Passes over the source that a round fine-tunes, after its scoring pass (the paper: 5)."""
+    score_steps: Annotated[int, Field(ge=0)] = 0
+    """Batches that score channels in a round; the rest of that pass trains. 0: the whole pass of the source."""
+    minimum: Annotated[int, Field(ge=1)] = 8
+    """Channels that every layer keeps."""
+    run: str | None = None
+    """A finished run whose network is pruned, as `edgeda prune` writes it; null: one that is adapted here first."""
+    role: Literal["student", "teacher"] = "student"
+    """Which network of that run."""
+
+
 class TrainRecipe(_Strict):
     """The loop."""
 
@@ -250,6 +271,7 @@ class Recipe(_Strict):
     distill: DistillRecipe = DistillRecipe()
     adda: AddaRecipe = AddaRecipe()
     cckdn: CckdnRecipe = CckdnRecipe()
+    prune: PruneRecipe = PruneRecipe()
     train: TrainRecipe = TrainRecipe()
     select: SelectRecipe = SelectRecipe()
     benchmark: BenchmarkRecipe | None = Field(default=None, exclude=True)

@@ -43,6 +43,7 @@ def finish(
         "alignment": list(recipe.adapt.alignment) if any(stage.aligns for stage in fit.stages) else None,
         "teacher": recipe.teacher.backbone if "teacher" in fit.best else None,
         "student": recipe.student.backbone,
+        "source_only": networks["source_only"].architecture.backbone,
         "weights_from": origins,
         "source": recipe.data.source,
         "target": recipe.data.target,
@@ -65,9 +66,7 @@ def finish(
         "accuracy": {role: _accuracies(role, fit) for role in ROLES},
         "accuracy_source_images": "held out" if data.source_test is not data.source else "training images",
         "verdict": verdict.to_dict(),
-        "complexity": {
-            role: _complexity(networks[role], recipe) for role in ("teacher", "student") if role in networks
-        },
+        "complexity": {role: _complexity(networks[role], recipe) for role in ROLES if role in networks},
     }
     write(run.path / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return {"run": str(run.path), **summary}

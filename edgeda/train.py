@@ -141,6 +141,9 @@ class Fit:
         total = stage.epochs * per_epoch
         done = self.position[1] if self.position[0] == index else 0
         self.position = (index, done)
+        if not total:
+            self._epoch(stage, 0)
+            return
         self.watcher.stage(stage.name, stage.epochs, per_epoch, done)
         self._resume_clock()
         for step in range(done, total):
@@ -171,7 +174,7 @@ class Fit:
 
     def _train_mode(self, stage: Stage) -> None:
         for role, network in self.workshop.networks.items():
-            if network.training != (role in stage.trains):
+            if self._weights(role).training != (role in stage.trains):  # Fabric's wrapper has a mode of its own
                 network.train(role in stage.trains)
 
     def _add(self, terms: dict[str, Tensor]) -> None:
@@ -243,6 +246,7 @@ class Fit:
             "origins": self.origins,
             "position": list(self.position),
             "networks": {role: self._weights(role).state_dict() for role in self.workshop.networks},
+            "architectures": {role: self._weights(role).architecture.to_dict() for role in self.workshop.networks},
             "modules": self.workshop.module_states(),
             "method": method.state(),
             "best": self.best,

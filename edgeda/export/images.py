@@ -34,8 +34,9 @@ def parity_images(run: RunDirectory, images: str | None, role: str = "student") 
     be stated), else its target. InputError says what to name when those can no longer be read.
     """
     summary = run.summary()
-    known = "teacher" if role == "teacher" else "student"
-    gmacs = ((summary.get("complexity") or {}).get(known) or {}).get("gmacs")
+    costs = summary.get("complexity") or {}
+    known = role if role in costs or role == "teacher" else "student"
+    gmacs = (costs.get(known) or {}).get("gmacs")
     recipe = load_recipe(str(run.path / RECIPE))
     card = read_card(run.weights(role))
     data = recipe.data.model_copy(update={"target": images} if images else {})

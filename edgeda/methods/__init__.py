@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from edgeda.alignments import check_names
 from edgeda.errors import InputError, did_you_mean
-from edgeda.methods import adda, kd_uda, orders, source_only, uda
+from edgeda.methods import adda, kd_uda, orders, source_only, tcp, uda
 from edgeda.methods.base import Method, Stage, Workshop
 from edgeda.recipe import Recipe
 
@@ -20,6 +20,7 @@ METHODS: dict[str, Callable[[Recipe], list[Stage]]] = {
     "uda": uda.plan,
     "cckdn": uda.plan_cckdn,
     "adda": adda.plan,
+    "tcp": tcp.plan,
     "source-only": source_only.plan,
 }
 ALIASES = {"ccmdn": "cckdn"}
@@ -40,7 +41,7 @@ def summary(name: str) -> str:
 
 def stages(recipe: Recipe) -> list[Stage]:
     """The stages of a run, in order; one of them trains the source-only student it is compared with."""
-    planned = [stage for stage in METHODS[method_name(recipe.method)](recipe) if stage.epochs]
+    planned = [stage for stage in METHODS[method_name(recipe.method)](recipe) if stage.epochs or stage.scores]
     if any(stage.aligns for stage in planned):
         check_names(recipe.adapt.alignment)
     return planned

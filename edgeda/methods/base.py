@@ -119,6 +119,7 @@ class Stage:
 
     name: str
     epochs: int
+    """0: networks are only scored, as they are."""
     build: Callable[[Workshop], Method]
     trains: tuple[str, ...] = ()
     """Networks in train mode."""

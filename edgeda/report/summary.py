@@ -26,8 +26,9 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         found = summary["accuracy"][role]
         if found["source"] is None:
             continue
-        costs = summary["complexity"].get("teacher" if role == "teacher" else "student", {})
-        backbone = summary["teacher" if role == "teacher" else "student"]
+        # a pruned student is smaller than its reference, and may be another network
+        costs = summary["complexity"].get(role) or summary["complexity"].get("student", {})
+        backbone = summary.get(role) or summary["student"]
         rows.append({"network": f"{name} ({backbone})", **found["target"], "source": found["source"], **costs})
     rule, epoch = summary["selection"]["rule"], summary["selection"]["epoch"]
     lines = ["", text_table(rows, ACCURACY_COLUMNS, width=100), ""]
