@@ -137,7 +137,7 @@ def _float(output: Output) -> Output:
 
 
 def plan(recipe: Recipe) -> list[Stage]:
-    """Student adapts by itself, then is pruned (TCP 2019).
+    """Student adapts, then is pruned (TCP 2019).
 
     Of an earlier run (`prune.run`), what it adapted is pruned, and its source-only student is the reference.
     """
