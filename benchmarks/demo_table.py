@@ -21,7 +21,8 @@ from edgeda.data import load_target, load_test
 from edgeda.inference import estimate_statistics, predict_logits
 from edgeda.models import load_network
 from edgeda.profiling.machine import machine_line
-from edgeda.recipe import Recipe, load_recipe
+from edgeda.recipe import Recipe
+from edgeda.recipe_file import load_recipe
 from edgeda.report.tables import Column, markdown_table
 from edgeda.selection import accuracy
 from edgeda.train import SCORED_IMAGES

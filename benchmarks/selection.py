@@ -19,7 +19,7 @@ from typing import Any
 from scipy.stats import rankdata, spearmanr
 
 from edgeda.artifacts import METRICS, RECIPE, SUMMARY
-from edgeda.recipe import load_recipe
+from edgeda.recipe_file import load_recipe
 from edgeda.report.tables import Column, markdown_table
 
 Record = Mapping[str, Any]

@@ -21,7 +21,8 @@ from edgeda.methods.tcp import check_pruning, load_start, start_of
 from edgeda.models import Architecture, Network, backbone_name, build_network
 from edgeda.precision import FABRIC, resolve_device, resolve_precision
 from edgeda.profiling.machine import usable_threads
-from edgeda.recipe import Recipe, load_recipe, parse_set
+from edgeda.recipe import Recipe
+from edgeda.recipe_file import load_recipe, parse_set
 from edgeda.run_folder import claim, clear, locked, write
 from edgeda.stage_cache import StageCache
 from edgeda.summary import finish
@@ -72,6 +73,13 @@ def adapt(
             return finish(recipe, run, data, networks, fit, origins)
     except OSError as error:
         raise from_os_error(error, f"writing the run {run.path}") from error
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        raise InputError(
+            f"not enough memory for batches of {recipe.train.batch_size} and {recipe.train.batch_size} images; lower "
+            "train.batch_size or data.input_size"
+        ) from error
 
 
 def adapt_recipe(
@@ -99,13 +107,20 @@ def _check_used(recipe: Recipe, overrides: dict[str, Any]) -> None:
     """InputError when an alignment is asked for by name and nothing aligns; a warning for a teacher nobody trains."""
     planned = stages(recipe)
     if "adapt.alignment" in overrides and not any(stage.aligns for stage in planned):
-        able = [name for name in METHODS if any(s.aligns for s in METHODS[name](recipe))]
+        able = [name for name in METHODS if _aligns(recipe.model_copy(update={"method": name}))]
         raise InputError(
             f"method {recipe.method} uses no alignment as this recipe has it; leave --alignment out, or take a method "
             f"that adapts by one: {', '.join(able) or 'any, with adapt.technique=alignment'}"
         )
     if "teacher.backbone" in overrides and not any("teacher" in stage.trains for stage in planned):
         log.warning("method %s trains no teacher: %s is not used", recipe.method, recipe.teacher.backbone)
+
+
+def _aligns(recipe: Recipe) -> bool:
+    try:
+        return any(stage.aligns for stage in stages(recipe))
+    except InputError:  # a method that this recipe does not suit
+        return False
 
 
 def _recipe_to_resume(out: Path | None, recipe: str | None, overrides: dict[str, Any]) -> Recipe:
@@ -170,7 +185,7 @@ def _train(
     )
     images = _images_digest(data)
     fingerprint = hashlib.sha256(f"{recipe.model_dump_json()}{images}".encode()).hexdigest()
-    cache = StageCache(shared, recipe, images) if shared else None
+    cache = StageCache(shared, recipe, images, origins) if shared else None
     fit = Fit(workshop, planned, batches, data, run.path, watcher, fingerprint, origins, cache)
     fit.run(resume)
     return fit
@@ -186,6 +201,7 @@ def _networks(
     """
     state = load_checkpoint(resumed.path / CHECKPOINT) if resumed else None
     roles = {role for stage in planned for role in (*stage.trains, *stage.scores, *stage.starts_from.values())}
+    assert roles <= set(ROLES), f"stages name unknown roles: {roles - set(ROLES)}"
     networks: dict[str, Network] = {}
     origins: dict[str, str] = {}
     for role in (role for role in ROLES if role in roles):
@@ -222,9 +238,16 @@ def _describe(data: Domains, recipe: Recipe, origins: dict[str, str]) -> None:
             log.info("%s %s: %s", role, backbone, origins[role])
 
 
+def _out_of_memory(error: RuntimeError) -> bool:
+    """torch's own error on a GPU; on a CPU it is a RuntimeError like any other."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def _images_digest(data: Domains) -> str:
     digest = hashlib.sha256()
-    for part in (data.source, data.target):
+    for part in (data.source, data.source_test, data.target, data.target_test):
+        if part is None:
+            continue
         digest.update("\n".join(part.names).encode("utf-8", "surrogateescape"))
         digest.update(b"" if part.labels is None else part.labels.tobytes())
         for at in range(0, len(part), 1024):

@@ -18,7 +18,8 @@ from edgeda.benchmark_recipe import BenchmarkRecipe, folder_name
 from edgeda.errors import EdgedaError, InputError, Interrupted, did_you_mean, from_os_error, one_line
 from edgeda.methods import ALIASES, stages
 from edgeda.models import backbone_name
-from edgeda.recipe import Recipe, changed, load_recipe
+from edgeda.recipe import Recipe
+from edgeda.recipe_file import changed, load_recipe
 from edgeda.report.benchmark import Cell, tabulate
 from edgeda.report.benchmark_text import comma_separated, markdown
 from edgeda.run_folder import LOCK

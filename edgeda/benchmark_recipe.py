@@ -17,7 +17,9 @@ DECIDED = ("train.seed", "data.source", "data.target", "data.target_test")
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Frozen; unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -29,7 +31,7 @@ def _nothing_changes(value: object) -> object:
 Changes = Annotated[dict[str, Any], BeforeValidator(_nothing_changes)]
 
 
-class Scenario(_Strict):
+class Scenario(Strict):
     """One pair of domains; the first three keys are those of `data`."""
 
     source: str
@@ -39,7 +41,7 @@ class Scenario(_Strict):
     """Dotted recipe keys that differ in this scenario; a method's own go before them."""
 
 
-class Published(_Strict):
+class Published(Strict):
     """Target accuracies in percent that somebody printed, by method and scenario (or `average`)."""
 
     paper: str = Field(alias="from", min_length=1)
@@ -47,7 +49,7 @@ class Published(_Strict):
     values: dict[str, dict[str, Percent]]
 
 
-class BenchmarkRecipe(_Strict):
+class BenchmarkRecipe(Strict):
     """Scenarios x methods, each with a name that is shown and that its folder is called after."""
 
     scenarios: dict[str, Scenario] = Field(min_length=1)

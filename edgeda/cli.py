@@ -359,7 +359,7 @@ def benchmark(
     """
     require("torch", "train", "a benchmark")
     from edgeda.benchmark import benchmark as run_benchmark
-    from edgeda.recipe import load_recipe, parse_set
+    from edgeda.recipe_file import load_recipe, parse_set
     from edgeda.report.benchmark_text import benchmark_text, missing_line
 
     display = TrainingDisplay()

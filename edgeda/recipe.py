@@ -1,20 +1,13 @@
-"""A recipe says everything about a run: strict, frozen, validated once, YAML in and resolved YAML out."""
+"""A recipe says everything about a run: strict and frozen, resolved YAML out. `recipe_file` reads one."""
 
 from __future__ import annotations
 
-import difflib
-import re
-import reprlib
-from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from edgeda.benchmark_recipe import BenchmarkRecipe
-from edgeda.errors import InputError, did_you_mean, user_path
+from edgeda.benchmark_recipe import BenchmarkRecipe, Strict
 from edgeda.runtime.preprocessing import Preprocessing
 
 
@@ -36,11 +29,7 @@ Share = Annotated[Number, Field(gt=0, le=1)]
 Range = tuple[Number, Number]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class NetworkRecipe(_Strict):
+class NetworkRecipe(Strict):
     """One network and its optimizer (SGD with momentum)."""
 
     backbone: str
@@ -73,7 +62,7 @@ class StudentRecipe(NetworkRecipe):
     backbone: str = "resnet18"
 
 
-class AugmentRecipe(_Strict):
+class AugmentRecipe(Strict):
     """Random geometry and light, the same for both domains and for every network."""
 
     rotate: Annotated[Number, Field(ge=0, le=180)] = 0.0
@@ -100,7 +89,7 @@ class AugmentRecipe(_Strict):
         return self
 
 
-class VideoRecipe(_Strict):
+class VideoRecipe(Strict):
     """How frames are taken from a video used as the target."""
 
     every_s: Annotated[Number, Field(ge=0)] = 0.5
@@ -109,7 +98,7 @@ class VideoRecipe(_Strict):
     """More are thinned out evenly."""
 
 
-class DataRecipe(_Strict):
+class DataRecipe(Strict):
     """Domains and the geometry of the input."""
 
     source: str
@@ -134,7 +123,7 @@ class DataRecipe(_Strict):
         return Preprocessing(self.input_size, self.resize, self.crop_pct, self.mean, self.std)
 
 
-class AdaptRecipe(_Strict):
+class AdaptRecipe(Strict):
     """Unsupervised domain adaptation of a network (KD-UDA eqs. 1-2)."""
 
     technique: Literal["alignment", "cckdn"] = "alignment"
@@ -151,7 +140,7 @@ class AdaptRecipe(_Strict):
     """Ship adapted networks with BatchNorm statistics estimated anew on target images (AdaBN)."""
 
 
-class DistillRecipe(_Strict):
+class DistillRecipe(Strict):
     """Knowledge distillation (KD-UDA eqs. 3-7)."""
 
     loss: Literal["kl", "mse", "ce", "dkd", "feature"] = "kl"
@@ -172,7 +161,7 @@ class DistillRecipe(_Strict):
     """One optimizer step on the whole of eq. 5 (section IV-C) instead of two alternating ones."""
 
 
-class AddaRecipe(_Strict):
+class AddaRecipe(Strict):
     """Adversarial discriminative domain adaptation (Tzeng et al., CVPR 2017), method `adda`."""
 
     lr: Positive = 2e-4
@@ -183,7 +172,7 @@ class AddaRecipe(_Strict):
     """Width of the discriminator's two hidden layers."""
 
 
-class CckdnRecipe(_Strict):
+class CckdnRecipe(Strict):
     """Cross-domain cross-task knowledge distillation (Ma et al., 2023), technique and method `cckdn`."""
 
     distillation: NotNegative = 1.0
@@ -210,7 +199,7 @@ class CckdnRecipe(_Strict):
     """Passes in which compression and reconstruction learn alone first; 0: jointly from the start."""
 
 
-class PruneRecipe(_Strict):
+class PruneRecipe(Strict):
     """Transfer channel pruning (Yu et al., 2019), method `tcp`."""
 
     macs_cut: Annotated[Number, Field(gt=0, lt=1)] = 0.45
@@ -231,7 +220,7 @@ class PruneRecipe(_Strict):
     """Which network of that run."""
 
 
-class TrainRecipe(_Strict):
+class TrainRecipe(Strict):
     """The loop."""
 
     epochs: Annotated[int, Field(ge=1)] = 20
@@ -252,14 +241,14 @@ class TrainRecipe(_Strict):
     There is one at the end of every stage, too."""
 
 
-class SelectRecipe(_Strict):
+class SelectRecipe(Strict):
     """Which epoch is shipped."""
 
     rule: Literal["im", "snd", "last", "oracle"] = "im"
     """im and snd need no target labels; oracle reads target-test labels and says so everywhere."""
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole run."""
 
     name: str = "default"
@@ -280,145 +269,3 @@ class Recipe(_Strict):
     def to_yaml(self) -> str:
         """The resolved recipe: loading it gives an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def load_recipe(source: str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """A validated recipe from a preset name or a YAML file, with dotted `overrides` laid over it.
-
-    Raises InputError naming the key, the value and the nearest known key.
-    """
-    values = {} if source is None else read_recipe(source)
-    for key, value in (overrides or {}).items():
-        _set(values, key, value)
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        raise InputError(_explain(error, source)) from error
-    section = recipe.benchmark
-    for name, changes in (section.methods if section else {}).items():
-        changed(recipe, changes, f"{source or ''} (benchmark method '{name}')".strip())
-    for name, scenario in (section.scenarios if section else {}).items():
-        changed(recipe, scenario.set, f"{source or ''} (benchmark scenario '{name}')".strip())
-    return recipe
-
-
-def changed(recipe: Recipe, changes: Mapping[str, Any], where: str | None = None) -> Recipe:
-    """The recipe with dotted keys changed, validated anew, and without its section `benchmark`.
-
-    Raises InputError as `load_recipe`; `where` names the place of the changes in its message.
-    """
-    values = recipe.model_dump(mode="json")
-    try:
-        for key, value in changes.items():
-            _set(values, key, value)
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise InputError(_explain(error, where)) from error
-    except InputError as error:
-        raise InputError(f"recipe {where}: {error}" if where else str(error)) from error
-
-
-def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
-    """`--set a.b=c` arguments as {"a.b": value}; the value is read as YAML."""
-    parsed: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", key.strip()):
-            raise InputError(f"--set {pair}: expected key=value, such as --set distill.tau=4")
-        try:
-            parsed[key.strip()] = yaml.safe_load(text) if text.strip() else None
-        except (yaml.YAMLError, ValueError) as error:
-            raise InputError(f"--set {pair}: the value is not YAML") from error
-    return parsed
-
-
-def preset_names() -> list[str]:
-    """The recipes that come with edgeda."""
-    return sorted(item.name.removesuffix(".yaml") for item in _preset_folder() if item.name.endswith(".yaml"))
-
-
-def read_recipe(source: str) -> dict[str, Any]:
-    """The mapping in a YAML file or preset, not validated."""
-    path = user_path(source)
-    if path.is_file():
-        text, where = _read_text(path), str(path)
-    elif source in preset_names():
-        text, where = next(i for i in _preset_folder() if i.name == f"{source}.yaml").read_text("utf-8"), source
-    else:
-        raise InputError(f"no such recipe file or preset: {source}{did_you_mean(source, preset_names())}")
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"recipe {where} is not YAML: {' '.join(str(error).split())[:200]}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(f"recipe {where} must be a mapping of keys to values, not a {type(values).__name__}")
-    return values
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"recipe {path} cannot be read as UTF-8 text: {error}") from error
-
-
-def _preset_folder() -> list[Any]:
-    """The recipes folder: package data in a wheel, the checkout's own folder otherwise."""
-    packaged = resources.files("edgeda").joinpath("presets")
-    if packaged.is_dir():
-        return list(packaged.iterdir())
-    checkout = Path(__file__).resolve().parent.parent / "recipes"
-    return list(checkout.iterdir()) if checkout.is_dir() else []
-
-
-def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    at = values
-    for depth, key in enumerate(parents):
-        child = at.setdefault(key, {})
-        if not isinstance(child, dict):
-            raise InputError(f"{dotted}: '{'.'.join(parents[: depth + 1])}' is a value, not a group of keys")
-        at = child
-    at[last] = value
-
-
-def _explain(error: ValidationError, source: str | None) -> str:
-    errors = error.errors()
-    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    location = [str(part) for part in first["loc"]]
-    dotted = ".".join(location)
-    where = f"recipe {source}: " if source else "recipe: "
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _keys_at(location[:-1]), n=1, cutoff=0.5)
-        hint = (
-            f"; did you mean '{'.'.join([*location[:-1], near[0]])}'?"
-            if near
-            else (f"; known here: {', '.join(_keys_at(location[:-1]))}")
-        )
-        return f"{where}unknown key '{dotted}'{hint}"
-    if first["type"] == "missing":
-        return f"{where}'{dotted}' is missing"
-    if first["type"] != "value_error":
-        return f"{where}{dotted}: {first['msg'].lower()} (got {reprlib.repr(first['input'])})"
-    message = first["msg"].removeprefix("Value error, ")
-    got = "" if location[0] == "benchmark" else f" (got {reprlib.repr(first['input'])})"
-    return f"{where}{dotted}: {message}{got}"
-
-
-def _keys_at(location: list[str]) -> list[str]:
-    """The keys known at a place in a recipe, as they are written there."""
-    at: Any = Recipe
-    for part in location:
-        fields = at.model_fields if _is_model(at) else {}
-        if fields:
-            at = next((field.annotation for name, field in fields.items() if part in (name, field.alias)), None)
-        else:  # a key of a mapping, or a number in a list
-            at = next((kind for kind in get_args(at) if _is_model(kind)), None)
-        at = next((kind for kind in get_args(at) if _is_model(kind) and type(None) in get_args(at)), at)
-    return [field.alias or name for name, field in at.model_fields.items()] if _is_model(at) else []
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

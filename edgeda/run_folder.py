@@ -10,7 +10,8 @@ from pathlib import Path
 
 from edgeda.artifacts import CHECKPOINT, METRICS, RECIPE, ROLES, RUNS, SUMMARY
 from edgeda.errors import InputError
-from edgeda.recipe import Recipe, load_recipe
+from edgeda.recipe import Recipe
+from edgeda.recipe_file import load_recipe
 
 OURS = (RECIPE, SUMMARY, METRICS, "report.html", *(f"{role}.safetensors" for role in ROLES))
 LOCK = ".lock"

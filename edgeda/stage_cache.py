@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +13,32 @@ import torch
 
 from edgeda import __version__
 from edgeda.checkpoint import load_checkpoint, save_checkpoint
+from edgeda.errors import InputError
 from edgeda.methods.base import Stage
 from edgeda.recipe import Recipe
 
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raised when code changes what a stage makes of the same recipe and images."""
 ALWAYS = ("data", "train", "select")
 """Sections of the recipe that every stage depends on."""
 
 
 class StageCache:
-    """Finished stages by what decides their outcome: recipe sections, images, and the stages before them."""
+    """Finished stages by what decides their outcome: recipe, images, first weights, and the stages before them."""
 
-    def __init__(self, folder: Path, recipe: Recipe, images: str) -> None:
-        self._folder, self._recipe, self._images = folder, recipe, images
+    def __init__(self, folder: Path, recipe: Recipe, images: str, origins: Mapping[str, str]) -> None:
+        self._folder, self._recipe, self._images, self._origins = folder, recipe, images, origins
 
     def load(self, stages: list[Stage], index: int) -> dict[str, Any] | None:
         """The saved outcome of stage `index`, or None when there is none or it cannot be shared."""
         folder = self._place(stages, index)
-        return load_checkpoint(folder) if folder else None
+        try:
+            return load_checkpoint(folder) if folder else None
+        except InputError as error:
+            log.warning("a stage shared with other runs is trained again: %s", error)
+            return None
 
     def save(self, stages: list[Stage], index: int, outcome: dict[str, Any]) -> None:
         """Keep the outcome of stage `index` if it can be shared."""
@@ -47,7 +58,8 @@ class StageCache:
         dump = self._recipe.model_dump(mode="json")
         sections = sorted({*ALWAYS, *stage.reads, *(name for other in before for name in other.reads or ())})
         key = {
-            "edgeda": __version__, "torch": torch.__version__, "images": self._images,
+            "format": FORMAT, "edgeda": __version__, "torch": torch.__version__, "images": self._images,
+            "weights": {role: self._origins.get(role) for role in sorted(roles)},
             "recipe": {name: dump[name] for name in sections},
             "stages": [[other.name, other.epochs] for other in (*before, stage)],
         }  # fmt: skip

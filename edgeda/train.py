@@ -60,7 +60,7 @@ class Fit:
         self.position = (0, 0)
         """Stage, and steps of it that are done."""
         self.best: dict[str, Record] = {}
-        """By role: the selected epoch's record, with its weights."""
+        """By role: the selected epoch's record, its weights as shipped, and its BatchNorm statistics as trained."""
         self.history: list[Record] = []
         self.pairs, self.seconds = 0, 0.0
         self._sums: dict[str, float] = {}
@@ -94,6 +94,9 @@ class Fit:
                     method = stage.build(self.workshop)
                     method.load_state(state["method"])
                     torch.set_rng_state(state["rng"])
+                    if state["cuda_rng"]:
+                        torch.cuda.set_rng_state_all(state["cuda_rng"])
+                    self.workshop.fabric.strategy.precision.load_state_dict(state["precision"])
                 elif not self._adopt(index):
                     for role, origin in stage.starts_from.items():
                         self._weights(role).load_state_dict(self._selected(origin))
@@ -102,7 +105,7 @@ class Fit:
                 else:
                     continue
                 self._stage(index, method)
-                self._share(index)
+                self._share(index, method)
 
     def _weights(self, role: str) -> Network:
         return plain_network(self.workshop.networks[role])
@@ -110,12 +113,15 @@ class Fit:
     def _selected(self, role: str) -> dict[str, Tensor]:
         """Weights of a role's selected epoch, or the present ones where none was scored yet."""
         best = self.best.get(role)
-        return best["weights"] if best else self._weights(role).state_dict()
+        # with the statistics it was trained with: those of the target alone are for shipping
+        return {**best["weights"], **best["trained"]} if best else self._weights(role).state_dict()
 
-    def _share(self, index: int) -> None:
-        """Leave a finished stage to runs that have it in common with this one."""
+    def _share(self, index: int, method: Method) -> None:
+        """Leave a finished stage to runs that have it in common with this one, if it trained its networks alone."""
         stage = self.stages[index]
-        if self.cache:
+        own = {id(parameter) for role in stage.trains for parameter in self._weights(role).parameters()}
+        moved = {id(parameter) for learner in method.learners.values() for parameter in learner.parameters}
+        if self.cache and moved <= own:
             outcome = {
                 "networks": {role: self._weights(role).state_dict() for role in stage.trains},
                 "best": {role: self.best[role] for role in stage.scores},
@@ -203,7 +209,7 @@ class Fit:
         recipe = self.workshop.recipe
         preprocessing = recipe.data.preprocessing
         scored = data.target.take(spread(len(data.target), SCORED_IMAGES))
-        trained = {name: value.clone() for name, value in network.named_buffers()}
+        trained = {name: value.detach().cpu().clone() for name, value in network.named_buffers()}
         if stage.adapts and recipe.adapt.target_statistics:
             estimate_statistics(network, scored.squares, preprocessing)
         logits = predict_logits(network, scored.squares, preprocessing)
@@ -219,7 +225,7 @@ class Fit:
         same_stage = best is not None and best["record"]["stage"] == stage.name
         if is_better(recipe.select.rule, mine, best["record"] if best and same_stage else None):
             weights = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
-            self.best[role] = {"record": mine, "weights": weights}
+            self.best[role] = {"record": mine, "weights": weights, "trained": trained}
         for name, value in network.named_buffers():
             value.copy_(trained[name])
         return result
@@ -259,6 +265,8 @@ class Fit:
                 "since": list(self._since),
             },
             "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.workshop.fabric.device.type == "cuda" else [],
+            "precision": self.workshop.fabric.strategy.precision.state_dict(),
         }
         save_checkpoint(self.folder / CHECKPOINT, state)
         self._saved = time.monotonic()

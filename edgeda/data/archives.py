@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import stat
 import tarfile
@@ -79,12 +80,17 @@ def _refuse(name: str, archive: Path) -> None:
     raise InputError(f"{archive} holds {name!r}, a link or device; unpack it yourself and give the folder")
 
 
+DAMAGE = (
+    tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError, NotImplementedError,
+)  # fmt: skip
+
+
 @contextmanager
 def _damage(archive: Path) -> Iterator[None]:
     """What the archive libraries raise, as one line; trouble with the disk passes."""
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
+    except DAMAGE as error:
         raise InputError(f"{archive} cannot be unpacked: {one_line(error)}") from error
     except OSError as error:
         if error.errno is None:  # a damaged gzip

@@ -11,7 +11,7 @@ from edgeda.artifacts import RECIPE, RunDirectory
 from edgeda.data import load_target, load_test, spread
 from edgeda.errors import EdgedaError, InputError
 from edgeda.models import read_card
-from edgeda.recipe import load_recipe
+from edgeda.recipe_file import load_recipe
 from edgeda.runtime.preprocessing import Pixels
 
 LIMIT = 512

@@ -68,6 +68,6 @@ def plan(recipe: Recipe) -> list[Stage]:
         reference_stage(recipe),
         Stage(
             "adda", recipe.train.epochs, Adda, ("student",), ("student",),
-            adapts=True, starts_from={"student": "source_only"},
+            adapts=True, starts_from={"student": "source_only", "source_only": "source_only"},
         ),
     ]  # fmt: skip

@@ -57,4 +57,9 @@ def descend(loss: Tensor, progress: float, *learners: Learner) -> None:
     for learner, norm in zip(learners, norms, strict=True):
         if learner.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(learner.parameters, learner.clip_norm, norm)
-        learner.optimizer.step()
+        if scaler is None:
+            learner.optimizer.step()
+        else:
+            scaler.step(learner.optimizer.optimizer)
+    if scaler is not None:
+        scaler.update()  # once: it would let the next optimizer be unscaled a second time

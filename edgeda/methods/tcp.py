@@ -18,13 +18,13 @@ from edgeda.data.batches import Batch
 from edgeda.errors import InputError, did_you_mean
 from edgeda.methods.adapter import AlignmentAdapter
 from edgeda.methods.base import Method, Stage, Terms, Workshop, detached, plain_network
-from edgeda.methods.learner import descend
 from edgeda.methods.source_only import SourceOnly, reference_stage, warm_up_stages
-from edgeda.methods.uda import adaptation_stages
+from edgeda.methods.uda import Uda, adaptation_stages
 from edgeda.models import Network, Output, load_network
 from edgeda.profiling.complexity import torch_complexity
 from edgeda.pruning import ChannelScores, check_target, prunable, prune_to
-from edgeda.recipe import Recipe, load_recipe, parse_set
+from edgeda.recipe import Recipe
+from edgeda.recipe_file import load_recipe, parse_set
 
 log = logging.getLogger(__name__)
 
@@ -34,22 +34,7 @@ ADAPTED = 1.0
 """Progress of the adaptation: the network is adapted already, so its alignments keep their full weight."""
 
 
-class FineTune(Method):
-    """Adapt the student further on CE + gamma * alignment, gamma as at the end of its adaptation."""
-
-    def __init__(self, workshop: Workshop) -> None:
-        super().__init__(workshop)
-        self.adapter = AlignmentAdapter(workshop, "student")
-        self.learners = {**self.adapter.learners, **self.adapter.adversaries}
-
-    def step(self, batch: Batch, progress: float) -> Terms:
-        """One step down L_TDA."""
-        adapted = self.adapter.adapt(batch, ADAPTED)
-        descend(adapted.loss, progress, *self.adapter.learners.values())
-        return detached(adapted.terms)
-
-
-class Prune(FineTune):
+class Prune(Uda):
     """Rounds of scoring channels, removing the lowest and fine-tuning what is left.
 
     A round is an epoch whose first batches score instead of training (`prune.score_steps`; all of them by
@@ -57,7 +42,9 @@ class Prune(FineTune):
     """
 
     def __init__(self, workshop: Workshop) -> None:
-        super().__init__(workshop)
+        super().__init__(workshop, "student", "alignment", ADAPTED)
+        assert isinstance(self.adapter, AlignmentAdapter)
+        self.adaptation = self.adapter.adaptation
         self.recipe = workshop.recipe.prune
         self.network = plain_network(workshop.networks["student"])
         self.found = prunable(self.network)
@@ -89,7 +76,7 @@ class Prune(FineTune):
         with self.scores.recording():
             with self.workshop.fabric.autocast():
                 source, target = (_float(output) for output in plain.forward("student", batch))
-            loss, terms = self.adapter.adaptation(source, target, batch.source_labels, ADAPTED)
+            loss, terms = self.adaptation(source, target, batch.source_labels, ADAPTED)
             self.scores.add(loss, len(batch.source_labels))
         return detached(terms)
 
@@ -150,8 +137,13 @@ def plan(recipe: Recipe) -> list[Stage]:
     return [
         *adapted,
         Stage("tcp pruning", rounds, Prune, ("student",), adapts=True, aligns=True, starts_from={"student": "student"}),
-        Stage("tcp fine-tuning", recipe.train.epochs, FineTune, ("student",), ("student",), adapts=True, aligns=True),
+        Stage("tcp fine-tuning", recipe.train.epochs, _fine_tune, ("student",), ("student",), adapts=True, aligns=True),
     ]
+
+
+def _fine_tune(workshop: Workshop) -> Method:
+    """Further adaptation, with gamma as at its end."""
+    return Uda(workshop, "student", "alignment", ADAPTED)
 
 
 def _as_it_is(workshop: Workshop) -> Method:

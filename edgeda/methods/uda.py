@@ -17,16 +17,20 @@ ADAPTERS: dict[str, type[Adapter]] = {"alignment": AlignmentAdapter, "cckdn": Cc
 
 
 class Uda(Method):
-    """Adapt the network of one role, by the recipe's technique or another."""
+    """Adapt the network of one role, by the recipe's technique or another.
 
-    def __init__(self, workshop: Workshop, role: str, technique: str | None = None) -> None:
+    `ramp` fixes the progress that alignments see: 1 for a network that is adapted already.
+    """
+
+    def __init__(self, workshop: Workshop, role: str, technique: str | None = None, ramp: float | None = None) -> None:
         super().__init__(workshop)
+        self.ramp = ramp
         self.adapter = ADAPTERS[technique or workshop.recipe.adapt.technique](workshop, role)
         self.learners = {**self.adapter.learners, **self.adapter.adversaries}
 
     def step(self, batch: Batch, progress: float) -> Terms:
         """One step down L_TDA."""
-        adapted = self.adapter.adapt(batch, progress)
+        adapted = self.adapter.adapt(batch, progress if self.ramp is None else self.ramp)
         descend(adapted.loss, progress, *self.adapter.learners.values())
         return detached(adapted.terms)
 

@@ -210,11 +210,25 @@ def _rules(rows: Sequence[Record]) -> dict[str, list[str]]:
     return rules
 
 
+COSTS = ("student_gmacs", "student_params_m")
+
+
 def _student(rows: Sequence[Record]) -> list[Record]:
-    """The students that were trained, usually one: backbone, GMACs, parameters in millions."""
-    keys = ("student", "student_gmacs", "student_params_m")
-    found = dict.fromkeys(tuple(row[key] for key in keys) for row in rows if row["student"])
-    return [dict(zip(("backbone", "gmacs", "params_m"), values, strict=True)) for values in found]
+    """The students that were trained, usually one: backbone, mean GMACs and parameters in millions, and whose.
+
+    Each cell of a method that prunes ends with other widths.
+    """
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method and row["student"]]
+        for backbone in dict.fromkeys(row["student"] for row in mine):
+            costs = [[row[key] for row in mine if row["student"] == backbone] for key in COSTS]
+            means = (None if None in cost else round(statistics.mean(cost), 4) for cost in costs)
+            found.setdefault((backbone, *means), []).append(method)
+    return [
+        {"backbone": backbone, "gmacs": gmacs, "params_m": params_m, "methods": methods}
+        for (backbone, gmacs, params_m), methods in found.items()
+    ]
 
 
 def _versions() -> dict[str, str]:

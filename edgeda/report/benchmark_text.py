@@ -129,7 +129,8 @@ def _title(result: Record, kind: str) -> str:
 def _header(result: Record) -> list[str]:
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     students = [
-        f"student: {student['backbone']}, {student['gmacs']:.3g} GMACs, {student['params_m']:.3g} M parameters"
+        f"student{'' if len(result['student']) == 1 else ' of ' + ', '.join(student['methods'])}: "
+        f"{student['backbone']}, {student['gmacs']:.3g} GMACs, {student['params_m']:.3g} M parameters"
         for student in result["student"]
         if student["gmacs"] is not None and student["params_m"] is not None
     ]

@@ -215,3 +215,28 @@ def test_export_of_the_network_the_verdict_asks_for(command: Edgeda, run_directo
     assert ran.code == 0, ran.err
     assert ran.json["path"].endswith("source_only.onnx")
     assert "did you mean 'teacher'" in command("export", run_directory, "--role", "teachr").error
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["--method", "source-only", "--alignment", "mmd"], ["source-only uses no alignment", "kd-uda"]),
+        (["--method", "cckdn", "--alignment", "mmd", "--set", "distill.domains=[target]"],
+         ["cckdn uses no alignment", "kd-uda, uda-then-kd, uda"]),
+        (["--method", "uad"], ["unknown method 'uad'; did you mean 'uda'?"]),
+        (["--method", "cckdn", "--set", "student.backbone=vit_tiny_patch16_224", "--set", "data.input_size=224"],
+         ["cckdn needs features at strides 4, 8 and 32", "vit_tiny_patch16_224"]),
+        (["--set", "adapt.technique=cckdn", "--set", "distill.end_to_end=true"], ["distill.end_to_end false"]),
+        (["--method", "kd-then-uda", "--set", "distill.domains=[target]"], ["distils on the source"]),
+    ],
+)  # fmt: skip
+def test_what_a_method_cannot_use_is_said_before_training(
+    command: Edgeda, folders: Folders, asked: list[str], words: list[str]
+):
+    refused(adapt(command, folders, *asked), *words)
+
+
+def test_a_teacher_that_nobody_trains_is_said(command: Edgeda, folders: Folders, tmp_path: Path):
+    ran = adapt(command, folders, "--method", "uda", "--teacher", "resnet10t")
+    assert ran.code == 0
+    assert "method uda trains no teacher: resnet10t is not used" in ran.err

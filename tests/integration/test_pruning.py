@@ -13,7 +13,8 @@ import pytest
 from edgeda.adapt import adapt, adapt_recipe
 from edgeda.errors import Interrupted
 from edgeda.models import load_network, read_card
-from edgeda.recipe import Recipe, read_recipe
+from edgeda.recipe import Recipe
+from edgeda.recipe_file import read_recipe
 from tests.conftest import TINY, Edgeda, Folders
 
 PRUNING = ["--method", "tcp", "--epochs", 2, "--set", "prune.iterations=2"]

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from edgeda.adapt import adapt, adapt_recipe
+from edgeda.errors import InputError
 from edgeda.recipe import Recipe
 from edgeda.train import Record
 from tests.conftest import TINY, Folders
@@ -116,3 +119,59 @@ def test_what_each_method_reports(folders: Folders, tmp_path: Path):
         assert (summary["teacher"] is not None) == teacher
         assert (summary["alignment"] is not None) == alignment
         assert summary["accuracy"]["student"] != summary["accuracy"]["source_only"]
+
+
+def test_other_test_images_are_not_scored_by_shared_stages(folders: Folders, tmp_path: Path):
+    """A shared stage brings its accuracies along: with other labelled images it must be trained and scored anew."""
+    watcher, shared = Watcher(), tmp_path / "shared"
+    chosen = {"method": "source-only"}
+    adapt(recipe(folders, **chosen), tmp_path / "first", Watcher(), shared=shared)
+    with_test = {**chosen, "data.target_test": str(folders.target_test)}
+    assert adapt(recipe(folders, **with_test), tmp_path / "b", watcher, shared=shared)["accuracy"]["source_only"][
+        "target"
+    ]["last"] is not None  # fmt: skip
+    assert watcher.names[1:] == ["student warm-up", "source-only"]
+
+
+def test_a_damaged_shared_stage_is_trained_again(folders: Folders, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    shared, watcher = tmp_path / "shared", Watcher()
+    one = adapt(recipe(folders, method="source-only"), tmp_path / "first", Watcher(), shared=shared)
+    for file in shared.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:1000])
+    two = adapt(recipe(folders, method="source-only"), tmp_path / "second", watcher, shared=shared)
+    assert watcher.names[1:] == ["student warm-up", "source-only"]
+    assert one["accuracy"] == two["accuracy"]
+    assert "trained again" in caplog.text
+
+
+def test_the_fixed_teacher_keeps_the_statistics_it_was_trained_with(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It teaches on source images, too: BatchNorm statistics of the target alone are for shipping."""
+    from edgeda.methods.orders import Distil
+
+    seen: list[dict[str, torch.Tensor]] = []
+    step = Distil.step
+
+    def spy(method: Distil, *arguments: object) -> object:
+        seen.append({n: b.clone() for n, b in method.workshop.networks["teacher"].module.named_buffers()})
+        return step(method, *arguments)
+
+    monkeypatch.setattr(Distil, "step", spy)
+    chosen = {"method": "uda-then-kd", "adapt.target_statistics": True, "select.rule": "last"}
+    adapt(recipe(folders, **chosen), tmp_path / "r", Watcher())
+    shipped = load_file(tmp_path / "r" / "teacher.safetensors")
+    first = seen[0]["backbone.bn1.running_mean"]
+    assert not torch.allclose(first, shipped["backbone.bn1.running_mean"])
+    assert all(torch.equal(buffers["backbone.bn1.running_mean"], first) for buffers in seen), "and is in eval mode"
+
+
+def test_not_enough_memory_is_one_line(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from edgeda.methods.source_only import SourceOnly
+
+    def step(method: SourceOnly, *arguments: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(SourceOnly, "step", step)
+    with pytest.raises(InputError, match="not enough memory for batches of 16 and 16 images; lower"):
+        adapt(recipe(folders), tmp_path / "r", Watcher())

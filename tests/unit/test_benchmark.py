@@ -16,7 +16,8 @@ from edgeda.benchmark import LEFT, benchmark
 from edgeda.benchmark_recipe import folder_name
 from edgeda.console import TrainingDisplay
 from edgeda.errors import Diverged, InputError, Interrupted
-from edgeda.recipe import Recipe, load_recipe
+from edgeda.recipe import Recipe
+from edgeda.recipe_file import load_recipe
 
 VALUES: dict[str, Any] = {
     "name": "small",

@@ -17,7 +17,8 @@ from edgeda.data.checks import check, check_part, listing
 from edgeda.data.domains import ArrayDomain, Domain, open_labelled, open_unlabelled
 from edgeda.data.images import decode
 from edgeda.errors import InputError
-from edgeda.recipe import DataRecipe, Recipe, VideoRecipe, preset_names, read_recipe
+from edgeda.recipe import DataRecipe, Recipe, VideoRecipe
+from edgeda.recipe_file import preset_names, read_recipe
 from edgeda.runtime.preprocessing import Preprocessing
 from tests.benchmark_trees import class_tree, clef_domain, grey_image, idx, mnist, shrink, usps_bz2, usps_gz
 

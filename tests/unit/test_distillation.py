@@ -21,7 +21,8 @@ from edgeda.losses.distillation import (
 from edgeda.methods.distillation import DISTILLATIONS
 from edgeda.methods.kd_uda import KdUda
 from edgeda.outputs import Output
-from edgeda.recipe import DistillRecipe, load_recipe
+from edgeda.recipe import DistillRecipe
+from edgeda.recipe_file import load_recipe
 from tests.unit.test_alignment_losses import drawn
 from tests.unit.test_losses import softmax64
 from tests.workshop import batch, changed, recipe, weights, workshop

@@ -98,7 +98,7 @@ def test_adda_moves_encoder_and_discriminator_each_down_its_own_loss():
 def test_adda_starts_from_the_source_only_student():
     last = stages(recipe(method="adda"))[-1]
     assert last.name == "adda"
-    assert last.starts_from == {"student": "source_only"}
+    assert last.starts_from == {"student": "source_only", "source_only": "source_only"}, "the selected epoch, both"
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -25,7 +25,7 @@ def test_presets_are_found_in_an_installed_wheel(tmp_path: Path):
     subprocess.run(build, cwd=ROOT, capture_output=True, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = "import edgeda, edgeda.recipe as r; print(edgeda.__file__, *r.preset_names(), sep='\\n')"
+    code = "import edgeda, edgeda.recipe_file as r; print(edgeda.__file__, *r.preset_names(), sep='\\n')"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path / "site", capture_output=True, text=True, check=True,
     )  # fmt: skip

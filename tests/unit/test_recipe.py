@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from edgeda.errors import InputError
-from edgeda.recipe import load_recipe, parse_set, preset_names, read_recipe
+from edgeda.recipe_file import load_recipe, parse_set, preset_names, read_recipe
 
 DATA = {"data.source": "here", "data.target": "there"}
 

@@ -14,7 +14,8 @@ from edgeda.errors import InputError
 from edgeda.losses.mmd import mmd
 from edgeda.methods import stages
 from edgeda.methods.base import Workshop, plain_network
-from edgeda.methods.tcp import FineTune, Prune, check_pruning
+from edgeda.methods.tcp import Prune, check_pruning
+from edgeda.methods.uda import Uda
 from edgeda.models import Architecture, Network, build_network
 from edgeda.profiling.complexity import torch_complexity
 from edgeda.pruning import ChannelScores, prunable
@@ -83,7 +84,7 @@ def test_rounds_begin_on_time_whatever_the_number_of_batches(per_epoch, monkeypa
     did: list[str] = []
     monkeypatch.setattr(Prune, "score", lambda method, images: did.append("score"))
     monkeypatch.setattr(Prune, "prune", lambda method: did.append(f"prune {method.round}"))
-    monkeypatch.setattr(FineTune, "step", lambda method, images, progress: did.append("train"))
+    monkeypatch.setattr(Uda, "step", lambda method, images, progress: did.append("train"))
     method = Prune(workshop(recipe(iterations=3, round_epochs=2)))
     total = 3 * 3 * per_epoch
     for step in range(total):
@@ -94,7 +95,7 @@ def test_rounds_begin_on_time_whatever_the_number_of_batches(per_epoch, monkeypa
 
 def test_each_round_has_a_learning_rate_schedule_of_its_own(monkeypatch):
     seen: list[float] = []
-    monkeypatch.setattr(FineTune, "step", lambda method, images, progress: seen.append(progress))
+    monkeypatch.setattr(Uda, "step", lambda method, images, progress: seen.append(progress))
     method = Prune(workshop(recipe()))
     for step in range(16):
         method.step(batch(step), step / 16)

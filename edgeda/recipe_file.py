@@ -1,0 +1,159 @@
+"""Reading recipes: presets, YAML files and `key=value` pairs, validated once, with errors that name the nearest key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from edgeda.errors import InputError, did_you_mean, user_path
+from edgeda.recipe import Recipe
+
+
+def load_recipe(source: str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A validated recipe from a preset name or a YAML file, with dotted `overrides` laid over it.
+
+    Raises InputError naming the key, the value and the nearest known key.
+    """
+    values = {} if source is None else read_recipe(source)
+    for key, value in (overrides or {}).items():
+        _set(values, key, value)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(error, source)) from error
+    section = recipe.benchmark
+    for name, changes in (section.methods if section else {}).items():
+        changed(recipe, changes, f"{source or ''} (benchmark method '{name}')".strip())
+    for name, scenario in (section.scenarios if section else {}).items():
+        changed(recipe, scenario.set, f"{source or ''} (benchmark scenario '{name}')".strip())
+    return recipe
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any], where: str | None = None) -> Recipe:
+    """The recipe with dotted keys changed, validated anew, and without its section `benchmark`.
+
+    Raises InputError as `load_recipe`; `where` names the place of the changes in its message.
+    """
+    values = recipe.model_dump(mode="json")
+    try:
+        for key, value in changes.items():
+            _set(values, key, value)
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(error, where)) from error
+    except InputError as error:
+        raise InputError(f"recipe {where}: {error}" if where else str(error)) from error
+
+
+def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
+    """`--set a.b=c` arguments as {"a.b": value}; the value is read as YAML."""
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", key.strip()):
+            raise InputError(f"--set {pair}: expected key=value, such as --set distill.tau=4")
+        try:
+            parsed[key.strip()] = yaml.safe_load(text) if text.strip() else None
+        except (yaml.YAMLError, ValueError) as error:
+            raise InputError(f"--set {pair}: the value is not YAML") from error
+    return parsed
+
+
+def preset_names() -> list[str]:
+    """The recipes that come with edgeda."""
+    return sorted(item.name.removesuffix(".yaml") for item in _preset_folder() if item.name.endswith(".yaml"))
+
+
+def read_recipe(source: str) -> dict[str, Any]:
+    """The mapping in a YAML file or preset, not validated."""
+    path = user_path(source)
+    if path.is_file():
+        text, where = _read_text(path), str(path)
+    elif source in preset_names():
+        text, where = next(i for i in _preset_folder() if i.name == f"{source}.yaml").read_text("utf-8"), source
+    else:
+        raise InputError(f"no such recipe file or preset: {source}{did_you_mean(source, preset_names())}")
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"recipe {where} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"recipe {where} must be a mapping of keys to values, not a {type(values).__name__}")
+    return values
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"recipe {path} cannot be read as UTF-8 text: {error}") from error
+
+
+def _preset_folder() -> list[Any]:
+    """The recipes folder: package data in a wheel, the checkout's own folder otherwise."""
+    packaged = resources.files("edgeda").joinpath("presets")
+    if packaged.is_dir():
+        return list(packaged.iterdir())
+    checkout = Path(__file__).resolve().parent.parent / "recipes"
+    return list(checkout.iterdir()) if checkout.is_dir() else []
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    at = values
+    for depth, key in enumerate(parents):
+        child = at.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise InputError(f"{dotted}: '{'.'.join(parents[: depth + 1])}' is a value, not a group of keys")
+        at = child
+    at[last] = value
+
+
+def _explain(error: ValidationError, source: str | None) -> str:
+    errors = error.errors()
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    location = [str(part) for part in first["loc"]]
+    dotted = ".".join(location)
+    where = f"recipe {source}: " if source else "recipe: "
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _keys_at(location[:-1]), n=1, cutoff=0.5)
+        hint = (
+            f"; did you mean '{'.'.join([*location[:-1], near[0]])}'?"
+            if near
+            else (f"; known here: {', '.join(_keys_at(location[:-1]))}")
+        )
+        return f"{where}unknown key '{dotted}'{hint}"
+    if first["type"] == "missing":
+        return f"{where}'{dotted}' is missing"
+    if first["type"] != "value_error":
+        return f"{where}{dotted}: {first['msg'].lower()} (got {reprlib.repr(first['input'])})"
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if location[0] == "benchmark" else f" (got {reprlib.repr(first['input'])})"
+    return f"{where}{dotted}: {message}{got}"
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    """The keys known at a place in a recipe, as they are written there."""
+    at: Any = Recipe
+    for part in location:
+        fields = at.model_fields if _is_model(at) else {}
+        if fields:
+            at = next((field.annotation for name, field in fields.items() if part in (name, field.alias)), None)
+        else:  # a key of a mapping, or a number in a list
+            at = next((kind for kind in get_args(at) if _is_model(kind)), None)
+        at = next((kind for kind in get_args(at) if _is_model(kind) and type(None) in get_args(at)), at)
+    return [field.alias or name for name, field in at.model_fields.items()] if _is_model(at) else []
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
