@@ -31,7 +31,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
 
     Raises OSError when the disk is full or the folder is not ours.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may share a stage
+    temporary = path.with_name(f"{path.name}.part")
     try:
         save_file(tensors, temporary, metadata=metadata)
         temporary.chmod(0o666 & ~_umask())

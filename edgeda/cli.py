@@ -101,7 +101,7 @@ def adapt(
     student: Annotated[str | None, typer.Option(help="Student backbone: r18, r34 or any timm name.")] = None,
     source: Annotated[
         str | None,
-        typer.Option(help="Labelled images: class folders, an image list, or a built-in name (mnist, ...)."),
+        typer.Option(help="Labelled images: class folders, an image list, or a name (mnist; edgeda datasets list)."),
     ] = None,
     target: Annotated[
         str | None,
@@ -359,13 +359,13 @@ def benchmark(
     """
     require("torch", "train", "a benchmark")
     from edgeda.benchmark import benchmark as run_benchmark
-    from edgeda.recipe_file import load_recipe, parse_set
+    from edgeda.recipe_file import load_benchmark, parse_set
     from edgeda.report.benchmark_text import benchmark_text, missing_line
 
     display = TrainingDisplay()
     try:
         result = run_benchmark(
-            load_recipe(recipe, parse_set(set_ or [])), range(seeds), out_, display, only=only or (),
+            load_benchmark(recipe, parse_set(set_ or [])), range(seeds), out_, display, only=only or (),
             scenarios=scenario or (), reference=reference, overwrite=overwrite, report=report,
         )  # fmt: skip
     finally:

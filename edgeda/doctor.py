@@ -34,6 +34,7 @@ EXTRAS = {
             "lightning-fabric": "lightning_fabric",
             "safetensors": "safetensors",
             "huggingface-hub": "huggingface_hub",
+            "torch-pruning": "torch_pruning",
             "fvcore": "fvcore",
             "onnx": "onnx",
             "onnxscript": "onnxscript",

@@ -37,6 +37,13 @@ def load_recipe(source: str | None = None, overrides: Mapping[str, Any] | None =
     return recipe
 
 
+def load_benchmark(source: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """`load_recipe` of a recipe that must have a section `benchmark`."""
+    if not read_recipe(source).get("benchmark"):
+        raise InputError(f"the recipe '{source}' has no section 'benchmark' with scenarios and methods")
+    return load_recipe(source, overrides)
+
+
 def changed(recipe: Recipe, changes: Mapping[str, Any], where: str | None = None) -> Recipe:
     """The recipe with dotted keys changed, validated anew, and without its section `benchmark`.
 

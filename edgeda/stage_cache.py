@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 
 from edgeda import __version__
-from edgeda.checkpoint import load_checkpoint, save_checkpoint
+from edgeda.checkpoint import FILE, load_checkpoint, save_checkpoint
 from edgeda.errors import InputError
 from edgeda.methods.base import Stage
 from edgeda.recipe import Recipe
@@ -43,8 +45,15 @@ class StageCache:
     def save(self, stages: list[Stage], index: int, outcome: dict[str, Any]) -> None:
         """Keep the outcome of stage `index` if it can be shared."""
         folder = self._place(stages, index)
-        if folder:
-            save_checkpoint(folder, outcome)
+        if folder is None:
+            return
+        own = folder.with_name(f"{folder.name}.{os.getpid()}.part")  # another process may save the same stage
+        try:
+            save_checkpoint(own, outcome)
+            folder.mkdir(exist_ok=True)
+            os.replace(own / FILE, folder / FILE)
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
 
     def _place(self, stages: list[Stage], index: int) -> Path | None:
         stage = stages[index]

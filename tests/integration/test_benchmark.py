@@ -113,9 +113,9 @@ def test_a_failing_scenario_is_named_after_the_table_and_the_others_go_on(
 
 
 def test_a_recipe_without_the_section(command: Edgeda, tmp_path: Path):
-    ran = command("benchmark", "--recipe", "digits")
+    ran = command("benchmark", "--recipe", "default")
     assert ran.code == 2
-    assert "'digits' has no section 'benchmark'" in ran.error
+    assert "'default' has no section 'benchmark'" in ran.error
     assert not (tmp_path / "runs").exists()
 
 

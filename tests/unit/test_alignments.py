@@ -395,10 +395,10 @@ def test_a_step_of_kd_uda_with_each(name):
     for weight in (0.0, 1.0):
         shop = workshop(recipe(adapt={"alignment": [name], "weight": weight}))
         method = KdUda(shop)
-        before = copy.deepcopy(list(method.adaptation.parameters()))
+        before = copy.deepcopy(list(shop.modules["adaptation of teacher"].parameters()))
         terms = method.step(batch(), 0.9)
         assert torch.isfinite(terms[name])
         teachers.append(weights(shop, "teacher"))
-        for old, new in zip(before, method.adaptation.parameters(), strict=True):
+        for old, new in zip(before, shop.modules["adaptation of teacher"].parameters(), strict=True):
             assert weight == 0.0 or not torch.equal(old, new)
     assert changed(*teachers)

@@ -38,7 +38,7 @@ def test_a_resolved_recipe_loads_to_an_equal_one(preset, tmp_path):
     assert recipe.to_yaml().startswith(f"name: {preset}\nmethod: ")
     assert "\n  source: Büro/Kamera 1\n" in recipe.to_yaml(), "for people to read"
     again = load_recipe(written(tmp_path, recipe.to_yaml()))
-    assert again == recipe
+    assert again == recipe.model_copy(update={"benchmark": None}), "what a benchmark runs is no part of a run"
     assert again.data.source == "Büro/Kamera 1"
     assert again.data.augment.scale == (0.5, 2.0)
 
