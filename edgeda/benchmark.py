@@ -162,10 +162,13 @@ def _differences(planned: Planned) -> list[tuple[str, Any, Any]]:
     if not saved.is_file():
         return []
     was, now = _flat(load_recipe(str(saved))), _flat(planned.recipe)
+    unused: str | tuple[str, ...] = (
+        () if any("teacher" in stage.trains for stage in stages(planned.recipe)) else "teacher."
+    )
     return [
         (key, was.get(key), value)
         for key, value in now.items()
-        if value != was.get(key) and key not in NOT_COMPARED
+        if value != was.get(key) and key not in NOT_COMPARED and not key.startswith(unused)
         and not (value == "auto" and key in ("train.device", "train.precision"))
     ]  # fmt: skip
 

@@ -336,3 +336,12 @@ def test_a_scenarios_keys_hold_in_it_alone_and_a_methods_own_go_before_them(tmp_
     run(tmp_path, recipe(tmp_path, scenarios=scenarios, methods=methods))
     found = [(made.train.epochs, made.distill.tau) for made in training.recipes]
     assert found == [(7, 3.0), (7, 9.0), (20, 20.0), (20, 9.0)]
+
+
+def test_another_teacher_leaves_cells_without_one_as_they_are(tmp_path: Path, training: Training):
+    run(tmp_path, recipe(tmp_path))
+    with pytest.raises(InputError, match=r"KD-UDA.*its teacher.backbone is"):
+        run(tmp_path, recipe(tmp_path, {"teacher.backbone": "r34"}))
+    done = len(training.calls)
+    run(tmp_path, recipe(tmp_path, {"teacher.backbone": "r34"}), only=["source only"])
+    assert len(training.calls) == done
