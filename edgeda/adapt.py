@@ -17,11 +17,10 @@ from edgeda.data import Domains, load_domains
 from edgeda.data.batches import PairedBatches
 from edgeda.errors import InputError, from_os_error
 from edgeda.methods import METHODS, Stage, Workshop, method_name, stages
-from edgeda.methods.tcp import check_pruning, load_start, start_of
-from edgeda.models import Architecture, Network, backbone_name, build_network
+from edgeda.models import Architecture, Network, backbone_name, build_network, load_network
 from edgeda.precision import FABRIC, resolve_device, resolve_precision
 from edgeda.profiling.machine import usable_threads
-from edgeda.recipe import Recipe
+from edgeda.recipe import NetworkRecipe, Recipe
 from edgeda.recipe_file import load_recipe, parse_set
 from edgeda.run_folder import claim, clear, locked, write
 from edgeda.stage_cache import StageCache
@@ -61,6 +60,8 @@ def adapt(
     workshop = _workshop(recipe, networks)
     if not resume:
         for stage in planned:  # what a stage cannot use is said before hours are spent on those before it
+            if stage.check:
+                stage.check(workshop)
             stage.build(workshop)
     _describe(data, recipe, origins)
     try:
@@ -200,7 +201,9 @@ def _networks(
     resume, only shapes are built: the checkpoint holds the weights.
     """
     state = load_checkpoint(resumed.path / CHECKPOINT) if resumed else None
-    roles = {role for stage in planned for role in (*stage.trains, *stage.scores, *stage.starts_from.values())}
+    files = {role: of for stage in planned for role, of in stage.starts_from.items() if isinstance(of, Path)}
+    copied = {of for stage in planned for of in stage.starts_from.values() if isinstance(of, str)}
+    roles = copied.union(*((*stage.trains, *stage.scores, *stage.starts_from) for stage in planned))
     assert roles <= set(ROLES), f"stages name unknown roles: {roles - set(ROLES)}"
     networks: dict[str, Network] = {}
     origins: dict[str, str] = {}
@@ -209,19 +212,32 @@ def _networks(
         part = recipe.teacher if role == "teacher" else recipe.student
         architecture = Architecture(part.backbone, len(data.classes), part.bottleneck)
         first = "none" if state or role == "source_only" else part.pretrained
-        start = start_of(recipe, role)
         if state and role in state.get("architectures", {}):  # pruning changes shapes on the way
             architecture = Architecture(**state["architectures"][role])
-        if start and not state:
-            network, origins[role] = load_start(start, recipe, role, data.classes)
+        if role in files and not state:
+            network, origins[role] = _load_start(files[role], part if role != "source_only" else None, data)
         else:
             network, origins[role] = build_network(architecture, first)
         networks[role] = network.to(memory_format=torch.channels_last)
-    if "source_only" in origins and start_of(recipe, "source_only") is None:
+    if "source_only" in origins and "source_only" not in files:
         origins["source_only"] = origins.get("student", "from scratch")
-    if recipe.method == "tcp" and not state:
-        check_pruning(recipe, networks["student"])
     return networks, state["origins"] if state else origins
+
+
+def _load_start(path: Path, wanted: NetworkRecipe | None, data: Domains) -> tuple[Network, str]:
+    """A network of an earlier run, head and pruned widths included; InputError when it is not the one `wanted`."""
+    network, card = load_network(path)
+    found = card.architecture
+    if wanted and (found.backbone, found.bottleneck) != (wanted.backbone, wanted.bottleneck):
+        raise InputError(
+            f"{path} holds a {found.backbone} with bottleneck {found.bottleneck}, the recipe's network is a "
+            f"{wanted.backbone} with bottleneck {wanted.bottleneck}; leave both alone"
+        )
+    if card.classes != data.classes:
+        raise InputError(
+            f"{path} was trained for other classes than those of the source {data.source.name}; use its own"
+        )
+    return network, f"the run {path.parent.name} ({path.name})"
 
 
 def _describe(data: Domains, recipe: Recipe, origins: dict[str, str]) -> None:

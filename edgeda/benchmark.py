@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeda.adapt import adapt, check
-from edgeda.artifacts import RECIPE, RUNS, SUMMARY, RunDirectory
+from edgeda.artifacts import CHECKPOINT, RECIPE, RUNS, SUMMARY, RunDirectory
 from edgeda.benchmark_recipe import BenchmarkRecipe, folder_name
 from edgeda.errors import EdgedaError, InputError, Interrupted, did_you_mean, from_os_error, one_line
 from edgeda.methods import ALIASES, stages
@@ -243,6 +244,7 @@ def _train(planned: Planned, out: Path, watcher: Watcher, again: bool) -> None:
     resume = saved.is_file() and not again
     recipe = load_recipe(str(saved)) if resume else planned.recipe
     adapt(recipe, planned.folder, watcher, resume=resume, overwrite=again, shared=out / SHARED)
+    shutil.rmtree(planned.folder / CHECKPOINT, ignore_errors=True)  # most of a cell, and of no use once it is finished
 
 
 def _sweep(folder: Path) -> None:

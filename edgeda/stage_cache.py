@@ -60,7 +60,7 @@ class StageCache:
         if stage.reads is None:
             return None
         # earlier stages count where they trained a network that this one begins with
-        roles = {*stage.trains, *stage.starts_from.values()}
+        roles = {*stage.trains, *(origin for origin in stage.starts_from.values() if isinstance(origin, str))}
         before = [other for other in stages[:index] if roles & set(other.trains)]
         if any(other.reads is None for other in before):
             return None

@@ -99,6 +99,8 @@ class Fit:
                     self.workshop.fabric.strategy.precision.load_state_dict(state["precision"])
                 elif not self._adopt(index):
                     for role, origin in stage.starts_from.items():
+                        if isinstance(origin, Path):  # it was built from that file
+                            continue
                         self._weights(role).load_state_dict(self._selected(origin))
                     torch.manual_seed(self.workshop.recipe.train.seed + zlib.crc32(stage.name.encode()))
                     method = stage.build(self.workshop)

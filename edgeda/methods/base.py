@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -129,8 +130,11 @@ class Stage:
     """Whether the target is seen: only then may BatchNorm statistics come from it."""
     aligns: bool = False
     """Whether the recipe's alignments act."""
-    starts_from: Mapping[str, str] = field(default_factory=dict)
-    """Networks that begin with the weights of another, or of itself, as selected so far: {role: role copied from}."""
+    starts_from: Mapping[str, str | Path] = field(default_factory=dict)
+    """Networks that begin with the selected weights of another role or of themselves, or, at the start of the run,
+    with a file that edgeda saved."""
+    check: Callable[[Workshop], None] | None = None
+    """Raises InputError, before anything is trained, for what the stage cannot use."""
     reads: tuple[str, ...] | None = None
     """Sections of the recipe that decide the outcome, beside `data`, `train` and `select`; None: all of them.
     Where they are known, the benchmark trains equal stages of different runs once."""

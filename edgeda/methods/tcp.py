@@ -20,7 +20,7 @@ from edgeda.methods.adapter import AlignmentAdapter
 from edgeda.methods.base import Method, Stage, Terms, Workshop, detached, plain_network
 from edgeda.methods.source_only import SourceOnly, reference_stage, warm_up_stages
 from edgeda.methods.uda import Uda, adaptation_stages
-from edgeda.models import Network, Output, load_network
+from edgeda.models import Network, Output
 from edgeda.profiling.complexity import torch_complexity
 from edgeda.pruning import ChannelScores, check_target, prunable, prune_to
 from edgeda.recipe import Recipe
@@ -128,15 +128,27 @@ def plan(recipe: Recipe) -> list[Stage]:
 
     Of an earlier run (`prune.run`), what it adapted is pruned, and its source-only student is the reference.
     """
+    origin: str | Path = "student"
     if recipe.prune.run is None:
         adapted = [*warm_up_stages(recipe, "student"), reference_stage(recipe)]
         adapted += adaptation_stages(recipe, "student", "alignment")
     else:
-        adapted = [Stage("source-only", 0, _as_it_is, scores=("source_only",))]
+        run = RunDirectory(Path(recipe.prune.run))
+        origin, reference = run.weights(recipe.prune.role), {"source_only": run.weights("source_only")}
+        adapted = [Stage("source-only", 0, _as_it_is, scores=("source_only",), starts_from=reference)]
     rounds = recipe.prune.iterations * (1 + recipe.prune.round_epochs)
     return [
         *adapted,
-        Stage("tcp pruning", rounds, Prune, ("student",), adapts=True, aligns=True, starts_from={"student": "student"}),
+        Stage(
+            "tcp pruning",
+            rounds,
+            Prune,
+            ("student",),
+            adapts=True,
+            aligns=True,
+            starts_from={"student": origin},
+            check=_check,
+        ),
         Stage("tcp fine-tuning", recipe.train.epochs, _fine_tune, ("student",), ("student",), adapts=True, aligns=True),
     ]
 
@@ -151,30 +163,13 @@ def _as_it_is(workshop: Workshop) -> Method:
     return SourceOnly(workshop, "source_only")
 
 
+def _check(workshop: Workshop) -> None:
+    check_pruning(workshop.recipe, plain_network(workshop.networks["student"]))
+
+
 def check_pruning(recipe: Recipe, student: Network) -> None:
     """InputError when the student cannot be pruned as far as the recipe asks."""
     check_target(student, recipe.prune.macs_cut, recipe.data.input_size, recipe.prune.minimum)
-
-
-def start_of(recipe: Recipe, role: str) -> Path | None:
-    """The weights of an earlier run that a network of method `tcp` starts with, or None."""
-    if recipe.method != "tcp" or recipe.prune.run is None or role == "teacher":
-        return None
-    return RunDirectory(Path(recipe.prune.run)).weights(recipe.prune.role if role == "student" else role)
-
-
-def load_start(path: Path, recipe: Recipe, role: str, classes: tuple[str, ...]) -> tuple[Network, str]:
-    """A network of an earlier run, head and pruned widths included; InputError when it is not the recipe's."""
-    network, card = load_network(path)
-    wanted, found = recipe.student, card.architecture
-    if role == "student" and (found.backbone, found.bottleneck) != (wanted.backbone, wanted.bottleneck):
-        raise InputError(
-            f"{path} holds a {found.backbone} with bottleneck {found.bottleneck}, the recipe's student is a "
-            f"{wanted.backbone} with bottleneck {wanted.bottleneck}; leave both alone"
-        )
-    if card.classes != classes:
-        raise InputError(f"{path} was trained for other classes than the source {recipe.data.source} has; prune on its")
-    return network, f"the run {path.parent.name} ({path.name})"
 
 
 def prune_recipe(
