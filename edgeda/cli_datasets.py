@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgeda.cli_options import Json
 from edgeda.console import print_result, terminal_width
 from edgeda.errors import InputError
 
@@ -17,7 +18,6 @@ datasets = typer.Typer(
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
 Root = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="Where the data sets lie; default: $EDGEDA_DATA, or ./data.")
 ]
