@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeda.channels import Coupling, Kept, couplings, narrow, output_pixels, widths
-from edgeda.errors import InputError
+from edgeda.errors import Diverged, InputError
 from edgeda.models import Network
 from edgeda.profiling.complexity import torch_complexity
 
@@ -81,7 +81,9 @@ class ChannelScores:
             self.sums[conv][1] += products[source_images:].mean(dim=0).abs()
 
     def scores(self) -> dict[str, Tensor]:
-        """The smaller of both domains' normalized sums, `(C,)` for every convolution."""
+        """The smaller of both domains' normalized sums, `(C,)` for every convolution; Diverged if one is not finite."""
+        if not all(bool(torch.isfinite(sums).all()) for sums in self.sums.values()):
+            raise Diverged("the scores of channels are not finite")
         return {conv: nn.functional.normalize(sums, dim=1).amin(dim=0).cpu() for conv, sums in self.sums.items()}
 
     def state(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgeda.channels import couplings, narrow, narrow_optimizer_state, widths
-from edgeda.errors import InputError
+from edgeda.errors import Diverged, InputError
 from edgeda.export.onnx import export_onnx
 from edgeda.models import Architecture, Network, NetworkCard, build_network, load_network, save_network
 from edgeda.profiling import profile_model
@@ -187,6 +187,14 @@ def test_the_activation_is_after_batchnorm_and_relu():
     for name, values in scores.scores().items():
         assert (values[dead[name] == 0] == 0).all(), name
         assert (values[dead[name] == 1] > 0).float().mean() > 0.5, name
+
+
+def test_scores_that_are_not_finite_choose_nothing():
+    network = network_of()
+    scores = ChannelScores(network, prunable(network))
+    next(iter(scores.sums.values()))[0, 3] = float("nan")
+    with pytest.raises(Diverged, match="not finite"):
+        scores.scores()
 
 
 def test_sums_survive_a_checkpoint():
