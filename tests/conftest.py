@@ -49,7 +49,8 @@ Edgeda = Callable[..., Ran]
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Quiet, offline, two threads, and a cache folder of its own."""
     cache = tmp_path_factory.mktemp("cache")
-    return {**os.environ, "EDGEDA_CACHE": str(cache), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+    kept = {name: value for name, value in os.environ.items() if name != "EDGEDA_DATA"}
+    return {**kept, "EDGEDA_CACHE": str(cache), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +123,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     from edgeda.cli import main
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EDGEDA_DATA", raising=False)
     ours = logging.getLogger("edgeda")
     monkeypatch.setattr(ours, "handlers", [])
     monkeypatch.setattr(ours, "level", ours.level)
