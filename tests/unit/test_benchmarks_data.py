@@ -140,7 +140,7 @@ def test_folders_that_are_no_class_are_passed_over_and_listed(root):
 # --- lists -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prefix", ["", "data/imageCLEF/", "/home/somebody/image_CLEF/"])
+@pytest.mark.parametrize("prefix", ["", "data/imageCLEF/", "/somewhere/image_CLEF/"])
 def test_imageclef_lists_whatever_stands_before_the_domain(prefix, root):
     clef_domain(root / "imageclef", "c", [11, 0, 2, 0], prefix)
     domain = open_labelled("imageclef:c")
