@@ -80,6 +80,7 @@ def _refuse(name: str, archive: Path) -> None:
     raise InputError(f"{archive} holds {name!r}, a link or device; unpack it yourself and give the folder")
 
 
+# RuntimeError: an encrypted zip; NotImplementedError: one compressed in a way zipfile does not know
 DAMAGE = (
     tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError, NotImplementedError,
 )  # fmt: skip
