@@ -9,8 +9,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh benchmarks/demo.sh
 
+# Two processes of one thread each: they do not fight for cores, as processes of two threads would.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -24,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "creating $(VENV) with the pinned versions of constraints.txt (some minutes, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[train,cpu,openvino,data,video,dev]'
+		--editable '.[train,cpu,openvino,quantize,rtx,data,video,ray,track,dev]'
 	@touch $(STAMP)
 
 clean:

@@ -12,8 +12,10 @@ import typer
 
 from edgeda import __version__
 from edgeda.cli_datasets import datasets
-from edgeda.cli_models import compare, evaluate, export, profile
+from edgeda.cli_export import export
+from edgeda.cli_measure import evaluate, profile
 from edgeda.cli_options import Json
+from edgeda.cli_report import compare
 from edgeda.cli_training import AdaptCommand, adapt, benchmark, prune
 from edgeda.console import out, print_result, set_up_logging, stderr, terminal_width
 from edgeda.errors import EdgedaError, Interrupted, MissingExtra, from_os_error

@@ -47,17 +47,17 @@ Edgeda = Callable[..., Ran]
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Quiet, offline, two threads, and a cache folder of its own."""
+    """Quiet, offline, one thread, and a cache folder of its own."""
     cache = tmp_path_factory.mktemp("cache")
     kept = {name: value for name, value in os.environ.items() if name != "EDGEDA_DATA"}
-    return {**kept, "EDGEDA_CACHE": str(cache), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+    return {**kept, "EDGEDA_CACHE": str(cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
 
 
 @pytest.fixture(scope="session")
 def edgeda(environment: dict[str, str]) -> Edgeda:
     """Run `edgeda ARGUMENTS` in a process of its own."""
 
-    def run(*arguments: object, cwd: Path | None = None, timeout: float = 180) -> Ran:
+    def run(*arguments: object, cwd: Path | None = None, timeout: float = 900) -> Ran:
         command = [sys.executable, "-m", "edgeda", *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout)
         return Ran(done.returncode, done.stdout, done.stderr)

@@ -47,10 +47,15 @@ def test_the_file_runs_in_plain_onnxruntime_and_knows_its_classes(exported: dict
 
 
 def test_the_file_holds_no_path_of_this_machine(exported: dict, run_directory: Path):
+    import onnx
+
     content = Path(exported["path"]).read_bytes()
     for path in (run_directory.parent, Path.home(), Path(sys.prefix), Path(__file__).parent):
         assert str(path).encode() not in content
-    assert b".py" not in content
+    model = onnx.load(exported["path"])
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")  # millions of random bytes spell any three letters
+    assert b".py" not in model.SerializeToString()
     assert exported["manifest"]["source_run"] == run_directory.name
 
 

@@ -1,0 +1,53 @@
+"""Engines that run an exported model, behind one small protocol: a file each, a line each in ENGINES."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from edgeda.errors import InputError, did_you_mean
+from edgeda.runtime.backends.base import Backend, FileBackend, check_batch, read_manifest
+from edgeda.runtime.backends.onnx_runtime import CPU_PROVIDER, OnnxRuntimeBackend
+from edgeda.runtime.backends.open_vino import OpenVinoBackend
+
+__all__ = [
+    "CPU_PROVIDER",
+    "ENGINES",
+    "Backend",
+    "FileBackend",
+    "OnnxRuntimeBackend",
+    "OpenVinoBackend",
+    "available_engines",
+    "check_batch",
+    "open_backend",
+    "read_manifest",
+]
+
+ENGINES = ("onnxruntime", "openvino")
+
+
+def available_engines() -> list[str]:
+    """The engines whose packages are installed here, the preferred one first."""
+    specs = {name: importlib.util.find_spec(name) for name in ENGINES}
+    return [name for name, spec in specs.items() if spec is not None and spec.origin is not None]
+
+
+def open_backend(path: Path, engine: str | None = None, threads: int | None = None) -> Backend:
+    """Load an exported model: an `.onnx`, an OpenVINO `.xml`, or a folder with one `.xml`.
+
+    `engine` None takes ONNX Runtime for an `.onnx` where it is installed, else OpenVINO.
+    Raises InputError for a bad path or engine, MissingExtra when the engine is not installed.
+    """
+    if engine is not None and engine not in ENGINES:
+        raise InputError(f"no engine '{engine}'{did_you_mean(engine, ENGINES)}")
+    if path.is_dir():
+        found = sorted(path.glob("*.xml"))
+        if len(found) != 1:
+            raise InputError(f"{path} holds {len(found)} OpenVINO models (.xml), expected one; name the file itself")
+        path = found[0]
+    is_ir = path.suffix.lower() == ".xml"
+    if is_ir and engine == "onnxruntime":
+        raise InputError(f"{path} is an OpenVINO model, which ONNX Runtime cannot run; leave the engine out")
+    if engine == "openvino" or is_ir or (engine is None and available_engines() == ["openvino"]):
+        return OpenVinoBackend(path, threads)
+    return OnnxRuntimeBackend(path, threads)
