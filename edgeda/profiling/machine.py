@@ -50,9 +50,11 @@ def machine_line(described: dict[str, Any] | None = None) -> str:
 
 
 def usable_threads() -> int:
-    """Logical CPUs this process may run on."""
+    """Logical CPUs this process may run on, or OMP_NUM_THREADS where that is set to fewer."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(count, int(asked)) if asked.isdecimal() and int(asked) else count
 
 
 def compute_threads(root: Path = ROOT) -> int:

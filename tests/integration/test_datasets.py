@@ -16,6 +16,7 @@ from tests.conftest import TINY, Edgeda
 @pytest.fixture(autouse=True)
 def no_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EDGEDA_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
 
 
 def test_list(command: Edgeda):

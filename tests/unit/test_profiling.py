@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -20,7 +21,7 @@ from edgeda.models import Architecture, LogitsOnly, NetworkCard, build_network, 
 from edgeda.profiling import profile_model
 from edgeda.profiling.complexity import onnx_complexity, torch_complexity
 from edgeda.profiling.latency import cpu_stall_us, measure_latency, summarize
-from edgeda.profiling.machine import compute_threads, cpu_flags, machine, machine_line
+from edgeda.profiling.machine import compute_threads, cpu_flags, machine, machine_line, usable_threads
 from edgeda.profiling.subjects import noise
 from edgeda.runtime.preprocessing import Preprocessing
 
@@ -311,6 +312,13 @@ def test_what_a_machine_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert line.startswith("NVIDIA Jetson Orin Nano")
     assert "8 GB" in line
     assert "schedutil" in line
+
+
+def test_omp_num_threads_is_a_limit_not_a_wish(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert usable_threads() == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "4096")
+    assert usable_threads() == len(os.sched_getaffinity(0))
 
 
 def test_a_machine_that_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
