@@ -115,7 +115,7 @@ def adapt(
         "teacher.backbone": teacher, "student.backbone": student, "data.source": source, "data.target": target,
         "data.target_test": target_test, "method": method, "train.epochs": epochs, "train.batch_size": batch_size,
         "train.seed": seed, "select.rule": select, "train.precision": precision,
-        "adapt.alignment": [name.strip() for name in alignment.split(",")] if alignment else None,
+        "adapt.alignment": [name.strip() for name in alignment.split(",")] if alignment is not None else None,
     }  # fmt: skip
     options = {key: value for key, value in asked.items() if value is not None}
     if from_ is not None and (recipe is not None or resume):
