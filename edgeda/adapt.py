@@ -100,11 +100,11 @@ def adapt_recipe(
             if key not in overrides:
                 raise InputError(f"{flag} is missing; give both --source and --target, or neither for built-in images")
     loaded = load_recipe(("default" if own_data else "digits") if recipe is None else recipe, overrides)
-    _check_used(loaded, overrides)
+    check_used(loaded, overrides)
     return loaded
 
 
-def _check_used(recipe: Recipe, overrides: dict[str, Any]) -> None:
+def check_used(recipe: Recipe, overrides: dict[str, Any]) -> None:
     """InputError when an alignment is asked for by name and nothing aligns; a warning for a teacher nobody trains."""
     planned = stages(recipe)
     if "adapt.alignment" in overrides and not any(stage.aligns for stage in planned):

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from edgeda import __version__
+from edgeda.cli_bundle import bundle
 from edgeda.cli_datasets import datasets
 from edgeda.cli_export import export
 from edgeda.cli_measure import evaluate, profile
@@ -53,7 +54,7 @@ def _root(
 
 
 app.command(cls=AdaptCommand)(adapt)
-for command in (prune, evaluate, export, profile, compare, benchmark):
+for command in (prune, evaluate, export, bundle, profile, compare, benchmark):
     app.command()(command)
 app.add_typer(datasets)
 

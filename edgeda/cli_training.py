@@ -63,6 +63,12 @@ def adapt(
         str | None,
         typer.Option(help="A recipe file, or a preset: digits (the default without data), default, paper."),
     ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="RUN", help="Adapt the student and teacher of this finished run again, to --target."
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,21 +101,32 @@ def adapt(
 ) -> None:
     """Adapt a teacher to unlabelled target images while a small student learns from it (KD-UDA).
 
-    Without --source and --target it runs on built-in real images.
+    Without --source and --target it runs on built-in real images. `--from RUN --target NEW` goes on with what an
+    earlier run has learned: no warm-up, and its student unchanged is what the new one is compared with.
     """
     require("torch", "train", "training")
     from edgeda.adapt import adapt as run_adapt
     from edgeda.adapt import adapt_recipe
+    from edgeda.artifacts import find_run
+    from edgeda.readapt import readapt_recipe
     from edgeda.report.summary import summary_text
 
     asked: dict[str, Any] = {
         "teacher.backbone": teacher, "student.backbone": student, "data.source": source, "data.target": target,
         "data.target_test": target_test, "method": method, "train.epochs": epochs, "train.batch_size": batch_size,
         "train.seed": seed, "select.rule": select, "train.precision": precision,
-        "adapt.alignment": [name.strip() for name in alignment.split(",")] if alignment else None,
+        "adapt.alignment": [name.strip() for name in alignment.split(",")] if alignment is not None else None,
     }  # fmt: skip
     options = {key: value for key, value in asked.items() if value is not None}
-    resolved = adapt_recipe(recipe, options, set_ or [], out_, resume)
+    if from_ is not None and (recipe is not None or resume):
+        raise InputError(
+            f"--from takes the recipe of {from_}: leave {'--recipe' if recipe else '--from'} out"
+            + ("" if recipe else ", the run in --out knows where it started")
+        )
+    if from_ is not None:
+        resolved = readapt_recipe(find_run(from_), options, set_ or [], out_)
+    else:
+        resolved = adapt_recipe(recipe, options, set_ or [], out_, resume)
     display = TrainingDisplay()
     try:
         summary = run_adapt(resolved, out_, display, resume=resume, overwrite=overwrite)

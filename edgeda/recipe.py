@@ -253,6 +253,8 @@ class Recipe(Strict):
 
     name: str = "default"
     method: str = "kd-uda"
+    start_from: str | None = None
+    """A finished run whose student and teacher this one goes on with, as `edgeda adapt --from` writes it."""
     teacher: TeacherRecipe = TeacherRecipe()
     student: StudentRecipe = StudentRecipe()
     data: DataRecipe

@@ -95,11 +95,13 @@ def judge(
     teacher: Tensor | None,
     adapted_source_accuracy: float,
     source_only_source_accuracy: float,
+    reference: str = "source-only",
 ) -> Verdict:
     """The verdict from target logits `(N, C)` of the adapted student, the source-only student and the teacher.
 
     The adapted student is kept unless its predictions collapse onto few classes, it forgets the source,
-    or it knows less of the target (information maximization) than the source-only student.
+    or it knows less of the target (information maximization) than the source-only student. `reference` is what
+    reasons call that one.
     """
     ours, theirs = label_free_scores(adapted), label_free_scores(source_only)
     spread, reference_spread = effective_classes(adapted), effective_classes(source_only)
@@ -116,7 +118,7 @@ def judge(
         "teacher_agreement": None if teacher is None else round(agreement(adapted, teacher), 2),
     }
     if spread < COLLAPSE * reference_spread:
-        reason = f"the adapted student predicts only {spread:.1f} effective classes, source-only {reference_spread:.1f}"
+        reason = f"the adapted student predicts only {spread:.1f} effective classes, {reference} {reference_spread:.1f}"
         return Verdict("source-only", reason, evidence)
     if adapted_source_accuracy < source_only_source_accuracy - SOURCE_TOLERANCE:
         lost = source_only_source_accuracy - adapted_source_accuracy
@@ -125,6 +127,6 @@ def judge(
     if max(ours["im"], theirs["im"]) < UNTRAINED * math.log(adapted.shape[1]):
         compared += "; both are close to guessing: train longer"
     if ours["im"] <= theirs["im"]:
-        reason = f"the adapted student's target predictions say no more than source-only's ({compared})"
+        reason = f"the adapted student's target predictions say no more than {reference}'s ({compared})"
         return Verdict("source-only", reason, evidence)
     return Verdict("adapted", f"its target predictions say more, and as diversely ({compared})", evidence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from torch import Tensor
 
@@ -36,6 +37,7 @@ def finish(
     verdict = judge(
         logits["student"], logits["source_only"], logits.get("teacher"),
         selected["student"]["source_accuracy"], selected["source_only"]["source_accuracy"],
+        "source-only" if recipe.start_from is None else "the earlier student",
     )  # fmt: skip
     summary: Record = {
         "edgeda": __version__,
@@ -45,6 +47,7 @@ def finish(
         "student": recipe.student.backbone,
         "source_only": networks["source_only"].architecture.backbone,
         "weights_from": origins,
+        "started_from": None if recipe.start_from is None else RunDirectory(Path(recipe.start_from)).name,
         "source": recipe.data.source,
         "target": recipe.data.target,
         "target_test": recipe.data.target_test,

@@ -50,9 +50,11 @@ def build_alignments(names: tuple[str, ...], features: int, classes: int) -> dic
 
 
 def check_names(names: tuple[str, ...]) -> None:
-    """InputError for a name that is no alignment, or for none at all."""
+    """InputError for a name that is no alignment, for one that comes twice, or for none at all."""
     if not names:
         raise InputError(f"adapt.alignment is empty; choose from: {', '.join(ALIGNMENTS)}")
     for name in names:
         if name not in ALIGNMENTS:
             raise InputError(f"unknown alignment '{name}'{did_you_mean(name, ALIGNMENTS)}")
+        if names.count(name) > 1:
+            raise InputError(f"adapt.alignment names '{name}' twice; raise adapt.weight to make it count more")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 
 from edgeda.alignments import check_names
+from edgeda.artifacts import RunDirectory
 from edgeda.errors import InputError, did_you_mean
 from edgeda.methods import adda, kd_uda, orders, source_only, tcp, uda
 from edgeda.methods.base import Method, Stage, Workshop
+from edgeda.methods.readapt import continued
 from edgeda.recipe import Recipe
 
 __all__ = ["ALIASES", "METHODS", "Method", "Stage", "Workshop", "method_name", "stages", "summary"]
@@ -40,8 +43,13 @@ def summary(name: str) -> str:
 
 
 def stages(recipe: Recipe) -> list[Stage]:
-    """The stages of a run, in order; one of them trains the source-only student it is compared with."""
+    """The stages of a run, in order; one of them makes the source-only student it is compared with.
+
+    A run that starts from another's networks is compared with that run's student instead.
+    """
     planned = [stage for stage in METHODS[method_name(recipe.method)](recipe) if stage.epochs or stage.scores]
+    if recipe.start_from is not None:
+        planned = continued(planned, RunDirectory(Path(recipe.start_from)))
     if any(stage.aligns for stage in planned):
         check_names(recipe.adapt.alignment)
     return planned

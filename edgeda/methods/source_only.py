@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import torch.nn.functional as F
 
@@ -48,6 +49,12 @@ def reference_stage(recipe: Recipe) -> Stage:
         "source-only", recipe.train.epochs, partial(SourceOnly, role="source_only"),
         trains=("source_only",), scores=("source_only",), starts_from={"source_only": "student"}, reads=("student",),
     )  # fmt: skip
+
+
+def unchanged_reference(student: Path) -> Stage:
+    """A student of an earlier run as it is, in the place of the source-only one."""
+    build = partial(SourceOnly, role="source_only")
+    return Stage("source-only", 0, build, scores=("source_only",), starts_from={"source_only": student})
 
 
 def plan(recipe: Recipe) -> list[Stage]:

@@ -18,7 +18,7 @@ from edgeda.data.batches import Batch
 from edgeda.errors import InputError, did_you_mean
 from edgeda.methods.adapter import AlignmentAdapter
 from edgeda.methods.base import Method, Stage, Terms, Workshop, detached, plain_network
-from edgeda.methods.source_only import SourceOnly, reference_stage, warm_up_stages
+from edgeda.methods.source_only import reference_stage, unchanged_reference, warm_up_stages
 from edgeda.methods.uda import Uda, adaptation_stages
 from edgeda.models import Network, Output
 from edgeda.profiling.complexity import torch_complexity
@@ -134,8 +134,8 @@ def plan(recipe: Recipe) -> list[Stage]:
         adapted += adaptation_stages(recipe, "student", "alignment")
     else:
         run = RunDirectory(Path(recipe.prune.run))
-        origin, reference = run.weights(recipe.prune.role), {"source_only": run.weights("source_only")}
-        adapted = [Stage("source-only", 0, _as_it_is, scores=("source_only",), starts_from=reference)]
+        origin = run.weights(recipe.prune.role)
+        adapted = [unchanged_reference(run.weights("source_only"))]
     rounds = recipe.prune.iterations * (1 + recipe.prune.round_epochs)
     return [
         *adapted,
@@ -156,11 +156,6 @@ def plan(recipe: Recipe) -> list[Stage]:
 def _fine_tune(workshop: Workshop) -> Method:
     """Further adaptation, with gamma as at its end."""
     return Uda(workshop, "student", "alignment", ADAPTED)
-
-
-def _as_it_is(workshop: Workshop) -> Method:
-    """For a stage without epochs."""
-    return SourceOnly(workshop, "source_only")
 
 
 def _check(workshop: Workshop) -> None:

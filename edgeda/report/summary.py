@@ -22,7 +22,9 @@ NAMES = {"source_only": "student, source-only", "student": "student, adapted", "
 def summary_text(summary: Mapping[str, Any]) -> str:
     """The end of `edgeda adapt`: accuracies, the verdict, the next commands."""
     rows = []
-    for role, name in NAMES.items():
+    earlier = summary.get("started_from")
+    names = {**NAMES, "source_only": f"student of {earlier}, as it was"} if earlier else NAMES
+    for role, name in names.items():
         found = summary["accuracy"][role]
         if found["source"] is None:
             continue
@@ -44,7 +46,8 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     if summary["accuracy_source_images"] != "held out":
         lines.append("source: accuracy on the images trained on, as none are held out (data.source_holdout)")
     verdict = summary["verdict"]
-    kept = "the adapted student" if verdict["ship"] == "adapted" else "the source-only student"
+    reference = f"the student of {earlier} as it was" if earlier else "the source-only student"
+    kept = "the adapted student" if verdict["ship"] == "adapted" else reference
     lines += [
         f"verdict (label-free): ship {kept}: {verdict['reason']}",
         f"{summary['wall_s']:.0f} s of training, {summary['pairs_per_s']:.1f} pairs/s in {summary['precision']}, "

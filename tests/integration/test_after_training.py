@@ -152,3 +152,34 @@ def test_help_names_every_command(command: Edgeda):
     text = CliRunner().invoke(app, ["--help"]).output
     for verb in ("adapt", "evaluate", "export", "profile", "compare", "doctor"):
         assert verb in text
+
+
+def test_an_exported_run_becomes_a_kit(
+    command: Edgeda, run_directory: Path, exported: dict, folders: Folders, tmp_path: Path
+):
+    """The kit's graph gives the classifier's probabilities for an image's own pixels."""
+    import onnxruntime
+
+    from edgeda.runtime import Classifier
+
+    ran = command("bundle", run_directory, "--for", "triton", "--name", "digits", "--out", tmp_path / "kit", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["parity"]["max_abs_error"] < 1e-4
+    picture = next(iter(sorted(folders.target_test.rglob("*.png"))))
+    classify = Classifier(exported["path"])
+    side = classify.preprocessing.size
+    pixels = np.asarray(Image.open(picture).convert("RGB").resize((side, side), Image.Resampling.BILINEAR), np.float32)
+    graph = tmp_path / "kit" / "model_repository" / "digits" / "1" / "model.onnx"
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    (found,) = session.run(["probabilities"], {"pixels": np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])})
+    assert np.allclose(found[0], classify(picture)[0].probabilities, atol=1e-4)
+
+
+def test_a_run_that_was_not_exported_is_no_kit_yet(command: Edgeda, run_directory: Path, tmp_path: Path):
+    import shutil
+
+    shutil.copytree(run_directory, tmp_path / "run", ignore=shutil.ignore_patterns("exports", "checkpoint"))
+    ran = command("bundle", tmp_path / "run", "--for", "python", "--out", tmp_path / "kit")
+    assert ran.code == 2
+    assert "has no exported student; make it" in ran.error
+    assert not (tmp_path / "kit").exists()

@@ -83,6 +83,8 @@ def test_classes_that_differ_are_named(command: Edgeda, folders: Folders, tmp_pa
         (["--set", "student.backbone=resnet81"], ["unknown backbone 'resnet81'"]),
         (["--method", "kd-dua"], ["unknown method 'kd-dua'", "did you mean 'kd-uda'"]),
         (["--alignment", "mdd_"], ["unknown alignment 'mdd_'"]),
+        (["--alignment", "mcc,mcc"], ["adapt.alignment names 'mcc' twice", "adapt.weight"]),
+        (["--alignment", ""], ["unknown alignment ''"]),
         (["--set", "distill.tua=3"], ["unknown key 'distill.tua'", "did you mean 'distill.tau'"]),
         (["--set", "distill.tau=hot"], ["distill.tau", "'hot'"]),
         (["--set", "nonsense"], ["expected key=value"]),

@@ -1,0 +1,156 @@
+"""An exported graph with preprocessing's arithmetic inside: pixels from 0 to 255 in, probabilities out.
+
+DeepStream subtracts a mean and multiplies by one scalar; it cannot divide by a standard deviation per channel, and its
+classifier reads probabilities. So both ends go into the graph, where no consumer can get them wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeda.errors import InputError, one_line, require
+from edgeda.runtime.backends import OnnxRuntimeBackend
+from edgeda.runtime.classifier import softmax
+from edgeda.runtime.manifest import METADATA_KEY, Manifest
+from edgeda.runtime.preprocessing import Pixels, normalize
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+INPUT, OUTPUT = "pixels", "probabilities"
+BUNDLE_KEY = "edgeda_bundle"
+"""Metadata key of a folded graph. `edgeda` would promise a graph that takes normalized images."""
+LIMITS = {"fp32": 1e-4}
+OTHERWISE = 2e-2
+"""Largest difference of a probability: where numbers are rounded to 8 or 16 bits, a last bit may turn one of them."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A graph `pixels` `(B, 3, S, S)` to `probabilities` `(B, C)`, and what its consumers must be told."""
+
+    content: bytes
+    batch: int | None
+    """The only batch size; None: any."""
+    opset: int
+    parity: dict[str, Any]
+    """How far its probabilities are from those of the plain file."""
+
+
+def fold(path: Path, manifest: Manifest, for_tensorrt: bool = False) -> Folded:
+    """The graph of `path` with normalization before it and softmax behind it, compared with the plain file.
+
+    `for_tensorrt` refuses quantization that TensorRT reads as something else. Raises InputError for a file that does
+    not fit its manifest, MissingExtra without onnx or ONNX Runtime.
+    """
+    onnx = require("onnx", "train", "writing a graph with its preprocessing inside")
+    plain = OnnxRuntimeBackend(path, threads=1)
+    try:
+        model: ModelProto = onnx.load(str(path))
+    except Exception as error:  # protobuf's DecodeError is not importable without onnx
+        raise InputError(f"{path} cannot be read as ONNX: {one_line(error)}") from error
+    if for_tensorrt:
+        _check_quantization(path, model)
+    classes = _width(path, model, manifest)
+    _rewire(onnx, model, manifest, classes)
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return Folded(content, plain.fixed_batch, opset, _parity(content, plain, manifest))
+
+
+def _check_quantization(path: Path, model: ModelProto) -> None:
+    unsigned = {tensor.name for tensor in model.graph.initializer if tensor.data_type == 2}  # TensorProto.UINT8
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and (
+            len(node.input) < 3 or not node.input[2] or node.input[2] in unsigned
+        ):
+            raise InputError(
+                f"{path} is quantized to uint8, for ONNX Runtime; TensorRT would silently read that as int8: bundle "
+                "the int8 file made for TensorRT, or the fp32 one"
+            )
+
+
+def _width(path: Path, model: ModelProto, manifest: Manifest) -> int:
+    """The number of classes; InputError when graph and manifest do not speak of the same inputs and outputs."""
+    inputs = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+    outputs = {value.name: value for value in model.graph.output}
+    if inputs != {manifest.input_name} or manifest.output_name not in outputs:
+        raise InputError(
+            f"{path} has inputs {sorted(inputs)} and outputs {sorted(outputs)}, its manifest says "
+            f"'{manifest.input_name}' and '{manifest.output_name}'; export it again"
+        )
+    width = outputs[manifest.output_name].type.tensor_type.shape.dim[-1].dim_value
+    if width != len(manifest.classes):
+        raise InputError(f"{path} tells {width} classes apart, its manifest names {len(manifest.classes)}")
+    return int(width)
+
+
+def _rewire(onnx: Any, model: ModelProto, manifest: Manifest, classes: int) -> None:
+    """Put Mul and Sub before the graph, Softmax behind it, and exchange its ends."""
+    graph, size = model.graph, manifest.preprocessing.size
+    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    dim = graph.input[0].type.tensor_type.shape.dim[0]
+    batch: int | str = dim.dim_value or dim.dim_param or "batch"
+    std, mean = (np.asarray(v, np.float32) for v in (manifest.preprocessing.std, manifest.preprocessing.mean))
+    constants = {"edgeda_scale": 1.0 / (255.0 * std), "edgeda_shift": mean / std}
+    for name, values in constants.items():
+        graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32).reshape(1, 3, 1, 1), name))
+    before = [
+        helper.make_node("Mul", [INPUT, "edgeda_scale"], ["edgeda_scaled"], name="edgeda_scale"),
+        helper.make_node("Sub", ["edgeda_scaled", "edgeda_shift"], [manifest.input_name], name="edgeda_normalize"),
+    ]
+    after = helper.make_node("Softmax", [manifest.output_name], [OUTPUT], name="edgeda_softmax", axis=1)
+    nodes = [*before, *graph.node, after]
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.input.append(helper.make_tensor_value_info(INPUT, float32, [batch, 3, size, size]))
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, float32, [batch, classes]))
+    said = {
+        "input": f"{INPUT}: float32 NCHW RGB, 0 to 255",
+        "output": f"{OUTPUT}: float32, softmax",
+        "classes": list(manifest.classes),
+        "source_run": manifest.source_run,
+    }
+    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key not in (METADATA_KEY, BUNDLE_KEY)]
+    del model.metadata_props[:]
+    for key, value in [*kept, (BUNDLE_KEY, json.dumps(said, sort_keys=True))]:
+        model.metadata_props.add(key=key, value=value)
+
+
+def _parity(content: bytes, plain: OnnxRuntimeBackend, manifest: Manifest) -> dict[str, Any]:
+    """Compare on pictures that reach every value; InputError when a probability differs by more than the limit."""
+    ort = require("onnxruntime", "cpu", "checking the bundled graph")
+    options = ort.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads, options.inter_op_num_threads = 4, 1, 1
+    try:
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no parent but Exception
+        raise InputError(f"ONNX Runtime cannot load the bundled graph: {one_line(error)}") from error
+    count = plain.fixed_batch or 6
+    squares = _pictures(count, manifest.preprocessing.size)
+    expected = softmax(plain(normalize(squares, manifest.preprocessing)))
+    pixels = np.ascontiguousarray(squares.transpose(0, 3, 1, 2)).astype(np.float32)
+    found: NDArray[np.float32] = session.run([OUTPUT], {INPUT: pixels})[0]
+    difference, limit = float(np.abs(found - expected).max()), LIMITS.get(manifest.precision, OTHERWISE)
+    if not difference <= limit:  # not finite is not less either
+        raise InputError(
+            f"the bundled graph differs from {plain.path} by {difference:.1e} in a probability (limit {limit:.0e}); "
+            "nothing was written"
+        )
+    return {"images": count, "images_from": "generated", "max_abs_error": difference, "limit": limit}
+
+
+def _pictures(count: int, size: int) -> Pixels:
+    """Noise, ramps and flat black and white, `(count, size, size, 3)`."""
+    random = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+    random[1::4] = np.linspace(0, 255, size, dtype=np.uint8)[:, None, None]
+    random[2::4] = 0
+    random[3::4] = 255
+    return random
