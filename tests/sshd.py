@@ -87,6 +87,8 @@ def running_sshd(folder: Path, environment: Mapping[str, str] | None = None) -> 
                 f"PidFile {folder / 'pid'}",
                 "StrictModes no",
                 "UsePAM no",
+                "UseDNS no",
+                "KexAlgorithms curve25519-sha256",
                 "PasswordAuthentication no",
                 "KbdInteractiveAuthentication no",
                 "PermitRootLogin yes",

@@ -47,7 +47,7 @@ def build(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Build what `request` says from the ONNX file in `folder`; returns what is written to ENGINE.json.
 
     The request holds `onnx`, `onnx_sha256`, `engine` (file names), `package` (`tensorrt` or `tensorrt_rtx`),
-    `precision` (of the graph), `batch` (least, usual, most), `workspace_mb`, `timing_cache`, `dla_core`,
+    `precision` and `half` (of the graph: whether it holds half-precision weights), `batch` (least, usual, most), `workspace_mb`, `timing_cache`, `dla_core`,
     `version_compatible`, `manifest`. Raises BuildError; nothing is written then.
     """
     onnx = folder / request["onnx"]
@@ -204,9 +204,10 @@ def _configure(
 ) -> Config:
     config = builder.create_builder_config()
     if not strong:
-        for flag, precisions in (("FP16", ("fp16",)), ("INT8", ("int8",))):
-            if request["precision"] in precisions:
-                config.set_flag(getattr(trt.BuilderFlag, flag))
+        if request["half"]:
+            config.set_flag(trt.BuilderFlag.FP16)
+        if request["precision"] == "int8":
+            config.set_flag(trt.BuilderFlag.INT8)
     if request["workspace_mb"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_mb"] * 1_000_000)
     if request["version_compatible"]:

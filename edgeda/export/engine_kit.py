@@ -78,7 +78,7 @@ def shell_script(request: Mapping[str, Any], source: EngineSource) -> str:
         arguments += [f"--useDLACore={request['dla_core']}", "--allowGPUFallback"]
     if request["version_compatible"]:
         arguments.append("--versionCompatible")
-    weak = {"fp32": "", "fp16": "--fp16", "int8": "--int8"}[request["precision"]]
+    weak = " ".join(["--fp16"] * request["half"] + ["--int8"] * (request["precision"] == "int8"))
     values = {
         "@ARGUMENTS@": "".join(f" {shlex.quote(argument)}" for argument in arguments),
         "@WEAK@": f'\n    set -- "$@" {weak}' if weak else "",

@@ -21,6 +21,8 @@ class EngineSource:
     manifest: Manifest
     precision: str
     """`int8` with Q/DQ nodes, `fp16` with half-precision weights, else `fp32`: from the graph, not the manifest."""
+    half: bool
+    """Whether it holds half-precision weights: an int8 file may, in the layers that are not quantized."""
     input_name: str
     input_dims: tuple[int | None, ...]
     """None where the file leaves a size open."""
@@ -50,21 +52,17 @@ def read_source(path: Path) -> EngineSource:
     if len(images) != 1:
         raise InputError(f"{path} has {len(images)} inputs; TensorRT engines of edgeda take one batch of images")
     _check_quantization(path, onnx, graph, weights)
+    quantized = any(node.op_type in _QUANTIZING for node in graph.node)
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 and len(tensor.dims) > 1 for tensor in graph.initializer)
     dims = images[0].type.tensor_type.shape.dim
     return EngineSource(
         path,
         manifest,
-        _precision(onnx, graph),
+        "int8" if quantized else "fp16" if half else "fp32",
+        half,
         images[0].name,
         tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims),
     )
-
-
-def _precision(onnx: Any, graph: Any) -> str:
-    if any(node.op_type in _QUANTIZING for node in graph.node):
-        return "int8"
-    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 and len(tensor.dims) > 1 for tensor in graph.initializer)
-    return "fp16" if half else "fp32"
 
 
 def _check_quantization(path: Path, onnx: Any, graph: Any, weights: dict[str, Any]) -> None:

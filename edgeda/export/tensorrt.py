@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from edgeda.errors import EdgedaError, InputError, MachineError, from_os_error
 from edgeda.export.engine_builder import REQUEST_NAME, BuildError, build, gpu
 from edgeda.export.engine_kit import KIT_SCRIPT, write_kit
 from edgeda.export.engine_source import EngineSource, read_source
-from edgeda.remote import Remote
+from edgeda.remote import Address, Remote
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def export_engine(
     device lie beside `onnx`.
     """
     options = options or EngineOptions()
-    _check_options(options, rtx, device)
+    check_request(options, trt=not rtx, rtx=rtx, device=device)
     source = read_source(onnx)
     engine = onnx.with_suffix(".rtx.engine" if rtx else ".engine")
     sidecar = engine.with_name(engine.name + ".json")
@@ -75,24 +75,43 @@ def export_engine(
     return {"path": str(engine), "manifest_path": str(sidecar), "manifest": json.loads(sidecar.read_text("utf-8"))}
 
 
-def _check_options(options: EngineOptions, rtx: bool, device: str | None) -> None:
+def check_request(options: EngineOptions, *, trt: bool, rtx: bool, device: str | None) -> None:
+    """InputError for options that make no sense together; the cheap check, before anything is exported."""
     if options.workspace_mb is not None and options.workspace_mb < 1:
         raise InputError(f"--workspace-mb must be at least 1, got {options.workspace_mb}")
     if options.dla_core is not None and options.dla_core < 0:
         raise InputError(f"--dla is the number of a core from 0, got {options.dla_core}")
     if options.timing_cache is not None and not options.timing_cache.parent.is_dir():
         raise InputError(f"--timing-cache: no such folder: {options.timing_cache.parent}")
-    if not rtx:
-        return
+    if trt and rtx:
+        raise InputError("--trt and --trt-rtx build for different GPUs; give one of them")
     if device is not None:
-        raise InputError("--trt-rtx builds ahead of time on this machine; leave --device out")
+        Address.parse(device)
     for name, given in (
-        ("--timing-cache", options.timing_cache),
+        ("--device", device),
         ("--dla", options.dla_core),
+        ("--timing-cache", options.timing_cache),
         ("--version-compatible", options.version_compatible or None),
+        ("--workspace-mb", None if rtx else options.workspace_mb),
     ):
-        if given is not None:
-            raise InputError(f"TensorRT for RTX has no {name}; leave it out")
+        if given is not None and not trt:
+            raise InputError(f"{name} is for --trt; " + ("TensorRT for RTX has none" if rtx else "add that"))
+
+
+def engine_text(result: Mapping[str, Any]) -> str:
+    """What is said of the engine of an export, after what is said of its ONNX file; empty without one."""
+    if "engine" not in result:
+        return ""
+    manifest = result["engine"]["manifest"]
+    built = manifest["engine"]
+    layers = ", ".join(f"{count} layers in {name}" for name, count in sorted(built["compute_layers"].items()))
+    target = built["gpu"]["name"] if built["gpu"] else "RTX GPUs"
+    least, usual, most = built["batch"]
+    return (
+        f"\nwrote {result['engine']['path']}: {manifest['size_mb']:.1f} MB by {built['package']} {built['version']} for "
+        f"{target}, {layers} ({built['typing']} typing), batch {least} to {most} (tuned for {usual}), "
+        f"built in {built['build_s']:.1f} s; it was not run"
+    )
 
 
 def _request(source: EngineSource, engine: str, options: EngineOptions, package: str) -> dict[str, Any]:
@@ -104,6 +123,7 @@ def _request(source: EngineSource, engine: str, options: EngineOptions, package:
         "engine": engine,
         "package": package,
         "precision": source.precision,
+        "half": source.half,
         "batch": list(choose_batch(source, options.batch)),
         "workspace_mb": options.workspace_mb,
         "timing_cache": None if options.timing_cache is None else options.timing_cache.name,
@@ -120,10 +140,10 @@ def choose_batch(source: EngineSource, wanted: tuple[int, int, int] | None) -> t
         upper = max(least, DEFAULT_MOST) if most is None else most
         return least, least, upper
     if not 1 <= wanted[0] <= wanted[1] <= wanted[2]:
-        raise InputError(f"--engine-batch {_said(wanted)}: three rising numbers from 1: least, usual, most")
+        raise InputError(f"batch {_said(wanted)}: three rising numbers from 1: least, usual, most")
     if wanted[0] < least or (most is not None and wanted[2] > most):
         takes = f"from {least}" + ("" if most is None else f" to {most}")
-        raise InputError(f"--engine-batch {_said(wanted)}: {source.path.name} takes batches {takes}")
+        raise InputError(f"batch {_said(wanted)}: {source.path.name} takes batches {takes}")
     return wanted
 
 

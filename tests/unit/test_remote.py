@@ -115,14 +115,14 @@ def test_a_full_disk_there_is_called_so(sshd: Sshd, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"x" * 100_000)
     with connect(sshd) as remote:
         remote.run(["ln", "-s", "/dev/full", "model.onnx.part"], timeout_s=10)
-        with pytest.raises(MachineError, match="model.onnx could not be written there: its disk is full; free"):
+        with pytest.raises(MachineError, match=r"model.onnx could not be written there: its disk is full; free"):
             remote.put(tmp_path / "model.onnx", "model.onnx")
 
 
 def test_a_file_that_is_not_there_leaves_the_local_one_alone(sshd: Sshd, tmp_path: Path) -> None:
     (tmp_path / "engine").write_text("old")
     with connect(sshd) as remote:
-        with pytest.raises(MachineError, match="model.engine could not be read there"):
+        with pytest.raises(MachineError, match=r"model.engine could not be read there"):
             remote.get("model.engine", tmp_path / "engine")
         with pytest.raises(InputError, match="No such file"):
             remote.put(tmp_path / "missing", "model.onnx")
@@ -173,7 +173,7 @@ def test_a_host_that_is_down() -> None:
     with socket.socket() as unused:  # bound and not listening: refuses
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-        with pytest.raises(MachineError, match="cannot be reached .Connection refused.; is it on"):
+        with pytest.raises(MachineError, match=r"cannot be reached .Connection refused.; is it on"):
             Remote.open(f"ssh://nobody@127.0.0.1:{port}", ssh_options=("-F", "none")).__enter__()
 
 
@@ -182,7 +182,7 @@ def test_a_host_that_accepts_and_says_nothing() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"ssh://nobody@127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(MachineError, match="cannot be reached .timed out"):
+        with pytest.raises(MachineError, match=r"cannot be reached .timed out"):
             Remote.open(url, timeout_s=1, ssh_options=("-F", "none")).__enter__()
 
 
