@@ -163,7 +163,7 @@ class _Parser:
         network = self._network
         try:
             graph = onnx.shape_inference.infer_shapes(onnx.load(model)).graph
-        except Exception:
+        except ValueError:
             self.num_errors = 1
             return False
         kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}

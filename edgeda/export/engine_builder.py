@@ -36,7 +36,7 @@ _INPUT, _MACHINE = 2, 3
 
 
 class BuildError(Exception):
-    """No engine was built; the message is one line. `exit_code` 2: the request is wrong, 3: the machine lacks something."""
+    """No engine was built, in one line. `exit_code` 2: the request is wrong, 3: this machine lacks something."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(" ".join(message.split()))
@@ -47,20 +47,20 @@ def build(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Build what `request` says from the ONNX file in `folder`; returns what is written to ENGINE.json.
 
     The request holds `onnx`, `onnx_sha256`, `engine` (file names), `package` (`tensorrt` or `tensorrt_rtx`),
-    `precision` and `half` (of the graph: whether it holds half-precision weights), `batch` (least, usual, most), `workspace_mb`, `timing_cache`, `dla_core`,
-    `version_compatible`, `manifest`. Raises BuildError; nothing is written then.
+    `precision` and `half` (of the graph: whether it holds half-precision weights), `batch` (least, usual, most),
+    `workspace_mb`, `timing_cache`, `dla_core`, `version_compatible`, `manifest`. Raises BuildError; nothing is written then.
     """
     onnx = folder / request["onnx"]
     if not onnx.is_file():
-        raise BuildError("%s is not there; copy it beside build_engine.py" % onnx, _INPUT)
+        raise BuildError(f"{onnx} is not there; copy it beside build_engine.py", _INPUT)
     if hashlib.sha256(onnx.read_bytes()).hexdigest() != request["onnx_sha256"]:
-        raise BuildError("%s is not the file that the request was made for; export again" % onnx, _INPUT)
+        raise BuildError(f"{onnx} is not the file that the request was made for; export again", _INPUT)
     trt = _package(request["package"])
     log = _log(trt)
     try:
         builder = trt.Builder(log)
     except TypeError as error:  # "factory function returned nullptr": all that TensorRT says without a driver
-        raise BuildError("TensorRT %s finds no NVIDIA driver or GPU here" % trt.__version__, _MACHINE) from error
+        raise BuildError(f"TensorRT {trt.__version__} finds no NVIDIA driver or GPU here", _MACHINE) from error
     strong = _is_strong(trt)
     network = builder.create_network(_network_flags(trt, strong))
     _parse(trt.OnnxParser(network, log), onnx, log, trt.__version__)
@@ -70,7 +70,7 @@ def build(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise BuildError("TensorRT %s cannot build %s: %s" % (trt.__version__, onnx.name, log.last()), _MACHINE)
+        raise BuildError(f"TensorRT {trt.__version__} cannot build {onnx.name}: {log.last()}", _MACHINE)
     seconds = time.perf_counter() - started
     content = bytes(serialized)
     engine = folder / request["engine"]
@@ -129,12 +129,12 @@ def check_precisions(precision: str, compute: dict[str, int], strong: bool, vers
         return
     allowed = {"fp32": {"fp32"}, "fp16": {"fp16", "fp32"}, "int8": {"int8", "fp16", "fp32"}}.get(precision)
     if allowed is None:
-        raise BuildError("no precision '%s' for TensorRT; known: fp32, fp16, int8" % precision, _INPUT)
+        raise BuildError(f"no precision '{precision}' for TensorRT; known: fp32, fp16, int8", _INPUT)
     if not compute.get(precision) or set(compute) - allowed:
-        found = ", ".join("%d in %s" % (count, name) for name, count in sorted(compute.items())) or "none at all"
+        found = ", ".join(f"{count} in {name}" for name, count in sorted(compute.items())) or "none at all"
         raise BuildError(
-            "the file says %s, but of its convolutions and matrix products TensorRT %s has %s; export it again"
-            % (precision, version, found),
+            f"the file says {precision}, but of its convolutions and matrix products TensorRT {version} has {found}; "
+            "export it again",
             _INPUT,
         )
 
@@ -152,14 +152,14 @@ def gpu() -> dict[str, str] | None:
     for attribute, value in ((75, major), (76, minor)):
         if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
             return None
-    return {"name": name.value.decode(errors="replace"), "compute_capability": "%d.%d" % (major.value, minor.value)}
+    return {"name": name.value.decode(errors="replace"), "compute_capability": f"{major.value}.{minor.value}"}
 
 
 def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 - without its libraries it raises what it likes
-        raise BuildError("%s cannot be imported: %s" % (name, error), _MACHINE) from error
+    except Exception as error:
+        raise BuildError(f"{name} cannot be imported: {error}", _MACHINE) from error
 
 
 def _log(trt: Any) -> Any:
@@ -196,7 +196,7 @@ def _parse(parser: Parser, onnx: Path, log: Any, version: str) -> None:
     if not parser.parse_from_file(str(onnx)):
         said = [parser.get_error(index).desc() for index in range(parser.num_errors)]
         reason = " ".join((said[-1] if said else log.last()).split())[:300]
-        raise BuildError("TensorRT %s cannot read %s: %s" % (version, onnx.name, reason), _INPUT)
+        raise BuildError(f"TensorRT {version} cannot read {onnx.name}: {reason}", _INPUT)
 
 
 def _configure(
@@ -212,7 +212,7 @@ def _configure(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_mb"] * 1_000_000)
     if request["version_compatible"]:
         if not hasattr(trt.BuilderFlag, "VERSION_COMPATIBLE"):
-            raise BuildError("TensorRT %s builds no version-compatible engines" % trt.__version__, _MACHINE)
+            raise BuildError(f"TensorRT {trt.__version__} builds no version-compatible engines", _MACHINE)
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if request["dla_core"] is not None:
         _use_dla(trt, builder, config, request, strong)
@@ -220,7 +220,7 @@ def _configure(
         kept = folder / request["timing_cache"]
         cache = config.create_timing_cache(kept.read_bytes() if kept.is_file() else b"")
         if not config.set_timing_cache(cache, False):
-            raise BuildError("the timing cache %s is of another GPU or version; delete it" % kept, _INPUT)
+            raise BuildError(f"the timing cache {kept} is of another GPU or version; delete it", _INPUT)
     _add_profile(builder, network, config, request["batch"])
     return config
 
@@ -232,7 +232,7 @@ def _use_dla(trt: Any, builder: Builder, config: Config, request: dict[str, Any]
     if request["precision"] == "int8" and not strong:
         raise BuildError("before TensorRT 11, a DLA takes no quantized ONNX file; add --precision fp16", _INPUT)
     if core >= builder.num_DLA_cores:
-        raise BuildError("no DLA core %d here: this device has %d" % (core, builder.num_DLA_cores), _MACHINE)
+        raise BuildError(f"no DLA core {core} here: this device has {builder.num_DLA_cores}", _MACHINE)
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
@@ -240,14 +240,14 @@ def _use_dla(trt: Any, builder: Builder, config: Config, request: dict[str, Any]
 
 def _add_profile(builder: Builder, network: Network, config: Config, batch: list[int]) -> None:
     if network.num_inputs != 1:
-        raise BuildError("the network has %d inputs; one is expected" % network.num_inputs, _INPUT)
+        raise BuildError(f"the network has {network.num_inputs} inputs; one is expected", _INPUT)
     image = network.get_input(0)
     fixed, *rest = image.shape
     if any(size < 1 for size in rest):
-        raise BuildError("the input %s leaves its size open; export it at a fixed size" % image.name, _INPUT)
+        raise BuildError(f"the input {image.name} leaves its size open; export it at a fixed size", _INPUT)
     if fixed > 0:
         if set(batch) != {fixed}:
-            raise BuildError("the file takes batches of exactly %d, not %s" % (fixed, batch), _INPUT)
+            raise BuildError(f"the file takes batches of exactly {fixed}, not {batch}", _INPUT)
         return
     profile = builder.create_optimization_profile()
     least, usual, most = ((size, *rest) for size in batch)
@@ -266,7 +266,7 @@ def _write(path: Path, content: bytes) -> None:
         part.write_bytes(content)
         part.replace(path)
     except OSError as error:
-        raise BuildError("%s cannot be written: %s" % (path, error.strerror), _INPUT) from error
+        raise BuildError(f"{path} cannot be written: {error.strerror}", _INPUT) from error
     finally:
         if part.exists():
             part.unlink()
@@ -281,10 +281,10 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             request = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise BuildError("%s cannot be read: %s" % (path, error), _INPUT) from error
+            raise BuildError(f"{path} cannot be read: {error}", _INPUT) from error
         report = build(request, path.resolve().parent)
     except BuildError as error:
-        print("error: %s" % error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     print(json.dumps(report["engine"]))
     return 0

@@ -108,8 +108,8 @@ def engine_text(result: Mapping[str, Any]) -> str:
     target = built["gpu"]["name"] if built["gpu"] else "RTX GPUs"
     least, usual, most = built["batch"]
     return (
-        f"\nwrote {result['engine']['path']}: {manifest['size_mb']:.1f} MB by {built['package']} {built['version']} for "
-        f"{target}, {layers} ({built['typing']} typing), batch {least} to {most} (tuned for {usual}), "
+        f"\nwrote {result['engine']['path']}: {manifest['size_mb']:.1f} MB by {built['package']} {built['version']} "
+        f"for {target}, {layers} ({built['typing']} typing), batch {least} to {most} (tuned for {usual}), "
         f"built in {built['build_s']:.1f} s; it was not run"
     )
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from edgeda.errors import InputError, did_you_mean
 from edgeda.runtime.backends.base import Backend, FileBackend, check_batch, read_manifest
-from edgeda.runtime.backends.onnx_runtime import CPU_PROVIDER, OnnxRuntimeBackend
 from edgeda.runtime.backends.engine_file import SUFFIX as ENGINE_SUFFIX
+from edgeda.runtime.backends.onnx_runtime import CPU_PROVIDER, OnnxRuntimeBackend
 from edgeda.runtime.backends.open_vino import OpenVinoBackend
 from edgeda.runtime.backends.tensorrt import TensorRtBackend
 
