@@ -111,6 +111,7 @@ class _Builder:
             "network": sorted(network._behaviour.flags),
             "flags": sorted(made.set),
             "profiles": made.profiles,
+            "input": network._behaviour.inputs[0].shape,
             "pools": made.pools,
             "dla": [made.default_device_type.name, made.DLA_core] if made.default_device_type is not None else None,
         }
@@ -215,7 +216,7 @@ class _Runtime:
         if said["version"] != self._fake.version and not self.engine_host_code_allowed:
             self._log.log(severity, f"The engine plan file is of version {said['version']}")
             return None
-        self._fake.engine = _Engine(self._fake, said["profiles"][0]["images"])
+        self._fake.engine = _Engine(self._fake, said["input"], [profile["images"] for profile in said["profiles"]])
         return self._fake.surface("ICudaEngine", self._fake.engine)
 
 
@@ -223,8 +224,9 @@ class _Engine:
     num_io_tensors = 2
     classes = 4
 
-    def __init__(self, fake: Fake, profile: list[list[int]]) -> None:
-        self._fake, self.profile = fake, profile
+    def __init__(self, fake: Fake, shape: list[int], profiles: list[list[list[int]]]) -> None:
+        self._fake, self._shape, self._profiles = fake, shape, profiles
+        self.profile = profiles[0] if profiles else [shape] * 3
 
     def get_tensor_name(self, index: int) -> str:
         return ("images", "logits")[index]
@@ -236,10 +238,10 @@ class _Engine:
         return self._fake.enums["DataType"]["FLOAT"]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (-1, *self.profile[0][1:]) if name == "images" else (-1, self.classes)
+        return tuple(self._shape) if name == "images" else (self._shape[0], self.classes)
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[list[int]]:
-        return self.profile
+        return self._profiles[profile_index]
 
     def create_execution_context(self) -> Surface:
         return self._fake.surface("IExecutionContext", _Context(self._fake, self))

@@ -47,7 +47,7 @@ def build(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Build what `request` says from the ONNX file in `folder`; returns what is written to ENGINE.json.
 
     The request holds `onnx`, `onnx_sha256`, `engine` (file names), `package` (`tensorrt` or `tensorrt_rtx`),
-    `precision` and `half` (of the graph: whether it holds half-precision weights), `batch` (least, usual, most),
+    `precision` and `half` (of the graph: the latter whether it holds fp16 weights), `batch` (least, usual, most),
     `workspace_mb`, `timing_cache`, `dla_core`, `version_compatible`, `manifest`. Raises BuildError; nothing is written then.
     """
     onnx = folder / request["onnx"]

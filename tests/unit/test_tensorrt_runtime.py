@@ -39,11 +39,17 @@ class Device:
         self._monkeypatch.setitem(sys.modules, self.fake.module.__name__, self.fake.module)
         return self.fake
 
-    def engine(self, version: str = "10.3.0", batch: tuple[int, int, int] = (1, 1, 4), **options: object) -> Path:
+    def engine(
+        self,
+        version: str = "10.3.0",
+        batch: tuple[int, int, int] | None = (1, 1, 4),
+        fixed: int | None = None,
+        **options: object,
+    ) -> Path:
         self.install(version)
         gpu = {"name": self.driver.name, "compute_capability": "{}.{}".format(*self.driver.capability)}
         self._monkeypatch.setattr("edgeda.export.engine_builder.gpu", lambda: gpu)
-        onnx = write_onnx(self.folder / "student.onnx", "int8")
+        onnx = write_onnx(self.folder / "student.onnx", "int8", fixed)
         package = "tensorrt_rtx" if version.startswith("rtx") else "tensorrt"
         request = _request(read_source(onnx), "student.engine", EngineOptions(batch=batch, **options), package)
         build(request, self.folder)
@@ -69,6 +75,13 @@ def test_batches_go_through_in_parts_of_the_engine_s_largest(version: str, devic
     assert (backend.name, backend.precision, backend.input_shape) == ("tensorrt", "int8", (3, SIZE, SIZE))
     shapes = [call[2][0] for call in device.fake.calls if call[0] == "set_input_shape"]
     assert shapes == [4, 4, 3, 1]
+
+
+def test_an_engine_of_fixed_batch_takes_whole_batches_only(device: Device) -> None:
+    backend = open_backend(device.engine(batch=None, fixed=3))
+    np.testing.assert_allclose(backend(IMAGES[:6]), expected(IMAGES[:6], 3), rtol=1e-6)
+    with pytest.raises(InputError, match="takes batches of exactly 3 images, got 4"):
+        backend(IMAGES[:4])
 
 
 def test_memory_is_taken_once_and_given_back(device: Device) -> None:

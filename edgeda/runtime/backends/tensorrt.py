@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,24 @@ from edgeda.runtime.backends.cuda import Cuda
 from edgeda.runtime.backends.engine_file import built_by, check_fits, read_engine, read_sidecar
 
 if TYPE_CHECKING:
-    from edgeda.runtime.tensorrt_api import Engine, Runtime
+    from edgeda.runtime.tensorrt_api import Context, Engine, Runtime
 
 _KINDS: dict[str, type[np.float32] | type[np.uint8]] = {"FLOAT": np.float32, "UINT8": np.uint8}
+
+
+@dataclass
+class _Loaded:
+    """TensorRT's objects, held nowhere else: they have to go before the GPU's context does, in this order."""
+
+    context: Context | None = None
+    engine: Engine | None = None
+    runtime: Runtime | None = None
+
+    def close(self, cuda: Cuda) -> None:
+        self.context = None
+        self.engine = None
+        self.runtime = None
+        cuda.close()
 
 
 class TensorRtBackend(FileBackend):
@@ -42,21 +58,20 @@ class TensorRtBackend(FileBackend):
         manifest = read_manifest(path)
         trt = _import(built.package if built else "tensorrt")
         cuda = Cuda()
-        self._release = weakref.finalize(self, cuda.close)
+        self._cuda, self._loaded = cuda, _Loaded()
+        self._release = weakref.finalize(self, self._loaded.close, cuda)
         try:
             if built:
                 check_fits(path, built, trt.__version__, cuda.gpu)
-            self._log, self._runtime = _runtime(trt, bool(built and built.version_compatible))
-            engine: Engine | None = self._runtime.deserialize_cuda_engine(content)
-            if engine is None:
+            self._log, self._loaded.runtime = _runtime(trt, bool(built and built.version_compatible))
+            self._loaded.engine = self._loaded.runtime.deserialize_cuda_engine(content)
+            if self._loaded.engine is None:
                 raise InputError(
                     f"TensorRT {trt.__version__} on {cuda.gpu} cannot load {path}: {self._log.last()}; build it again "
                     "on this device"
                 )
             self.precision = manifest.precision if manifest and built else "unknown"
-            self._cuda, self._engine = cuda, engine
-            self._take_tensors(trt, path)
-            dims = [None if size < 0 else int(size) for size in engine.get_tensor_shape(self._input)]
+            dims = self._take_tensors(trt, path, self._loaded.engine)
             self._output = choose_output(path, manifest, {name: len(shape) for name, shape in self._outputs.items()})
             super().__init__(path, manifest, dims)
             self._prepare()
@@ -65,9 +80,8 @@ class TensorRtBackend(FileBackend):
             raise
         self._lock = threading.Lock()
 
-    def _take_tensors(self, trt: Any, path: Path) -> None:
-        """Names, shapes and the batch range of what goes in and comes out."""
-        engine = self._engine
+    def _take_tensors(self, trt: Any, path: Path, engine: Engine) -> list[int | None]:
+        """Names, shapes and the batch range of what goes in and comes out; returns the shape of the input."""
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         if len(inputs) != 1:
@@ -79,27 +93,29 @@ class TensorRtBackend(FileBackend):
             raise InputError(f"{path} must take float32 or uint8 and give float32, it has {found}; build it with --trt")
         self._kind = _KINDS[types[self._input]]
         self._outputs = {name: tuple(engine.get_tensor_shape(name)) for name in names if name != self._input}
-        least, _, most = engine.get_tensor_profile_shape(self._input, 0)
+        self._input_shape = tuple(int(size) for size in engine.get_tensor_shape(self._input))
+        least, most = self._input_shape, self._input_shape
+        if self._input_shape[0] < 0:
+            least, _, most = (tuple(shape) for shape in engine.get_tensor_profile_shape(self._input, 0))
         self.batch_range = (int(least[0]), int(most[0]))
         """Least and most images that the engine takes in one call."""
+        return [None if size < 0 else size for size in self._input_shape]
 
     def _prepare(self) -> None:
         """A context, and memory for the largest batch."""
-        context = self._engine.create_execution_context()
-        if context is None:
+        self._loaded.context = self._loaded.engine and self._loaded.engine.create_execution_context()
+        if self._loaded.context is None:
             raise MachineError(f"TensorRT has no memory to run {self.path}: {self._log.last()}")
-        self._context = context
         most = self.batch_range[1]
-        shape = tuple(self._engine.get_tensor_shape(self._input))[1:]
-        self._host_input = self._cuda.host_array((most, *shape), self._kind)
+        self._host_input = self._cuda.host_array((most, *self._input_shape[1:]), self._kind)
         self._device_input = self._cuda.device_memory(self._host_input.nbytes)
-        context.set_tensor_address(self._input, self._device_input)
+        self._loaded.context.set_tensor_address(self._input, self._device_input)
         for name, shape in self._outputs.items():
             sizes = [most if axis == 0 else size for axis, size in enumerate(shape)]
             if min(sizes) < 1:
                 raise InputError(f"{self.path}: the output {name} has no fixed size; build the engine again")
             address = self._cuda.device_memory(4 * int(np.prod(sizes)))
-            context.set_tensor_address(name, address)
+            self._loaded.context.set_tensor_address(name, address)
             if name == self._output:
                 self._device_output = address
                 self._host_output = self._cuda.host_array(tuple(sizes), np.float32)
@@ -120,8 +136,9 @@ class TensorRtBackend(FileBackend):
         staged, logits = self._host_input[:count], self._host_output[:count]
         staged[...] = images
         self._cuda.copy_in(self._device_input, staged)
-        ready = self._context.set_input_shape(self._input, tuple(staged.shape))
-        if not ready or not self._context.execute_async_v3(self._cuda.stream):
+        context = self._loaded.context
+        ready = context is not None and context.set_input_shape(self._input, tuple(staged.shape))
+        if context is None or not ready or not context.execute_async_v3(self._cuda.stream):
             raise InputError(f"TensorRT cannot run {self.path} on {count} images: {self._log.last()}")
         self._cuda.copy_out(logits, self._device_output)
         self._cuda.wait()
