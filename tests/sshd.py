@@ -64,17 +64,18 @@ def skip_reason() -> str | None:
 
 @contextmanager
 def running_sshd(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Sshd]:
-    """Start sshd with its files in `folder`; sessions get `environment`, and TMPDIR in `folder`/tmp.
+    """Start sshd with its files in `folder`; sessions get `environment`, TMPDIR and an empty HOME in it.
 
     Skips the test where there is no sshd.
     """
     if reason := skip_reason():
         pytest.skip(reason)
     (folder / "tmp").mkdir()
+    (folder / "home").mkdir(exist_ok=True)
     for name in ("host", "client", "stranger"):
         make_key(folder / name)
     (folder / "authorized_keys").write_bytes((folder / "client.pub").read_bytes())
-    variables = {"TMPDIR": str(folder / "tmp"), **(environment or {})}
+    variables = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), **(environment or {})}
     settings = folder / "sshd_config"
     port = _free_port()
     settings.write_text(

@@ -48,7 +48,8 @@ def build(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     The request holds `onnx`, `onnx_sha256`, `engine` (file names), `package` (`tensorrt` or `tensorrt_rtx`),
     `precision` and `half` (of the graph: the latter whether it holds fp16 weights), `batch` (least, usual, most),
-    `workspace_mb`, `timing_cache`, `dla_core`, `version_compatible`, `manifest`. Raises BuildError; nothing is written then.
+    `workspace_mb`, `timing_cache`, `dla_core`, `version_compatible`, `manifest`. Raises BuildError; then nothing
+    is written.
     """
     onnx = folder / request["onnx"]
     if not onnx.is_file():

@@ -83,7 +83,7 @@ def test_tiny_engines_are_really_built_in_each_precision(precision: str, tmp_pat
     built = result["manifest"]["engine"]
     assert built["compute_layers"] == {precision: COMPUTE_LAYERS}
     kinds = {"fp32": {"FLOAT"}, "fp16": {"HALF", "FLOAT"}, "int8": {"INT8", "FLOAT"}}[precision]
-    assert set(built["layers"]) == kinds
+    assert set(built["layers"]) - {"INT64"} == kinds  # INT64: arithmetic with shapes
     assert (built["typing"], built["batch"], built["gpu"]) == ("strong", [1, 2, 16], gpu())
     again = export_engine(path, rtx=True)
     assert again["manifest"]["engine"]["batch"] == [1, 1, 8]
@@ -183,10 +183,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     packages.mkdir()
     stand_in = "import sys, tensorrt_rtx\nsys.modules[__name__] = tensorrt_rtx\n"
     (packages / "tensorrt.py").write_text(stand_in)
-    programs = root / "bin"
-    programs.mkdir()
-    (programs / "python3").symlink_to(sys.executable)
-    path = f"{Path(sys.executable).parent}:{programs}:/usr/bin:/bin"
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     with running_sshd(root, {"PYTHONPATH": str(packages), "PATH": path}) as server:
         yield server
 

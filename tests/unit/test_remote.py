@@ -131,11 +131,8 @@ def test_a_file_that_is_not_there_leaves_the_local_one_alone(sshd: Sshd, tmp_pat
 
 
 def test_what_a_login_script_prints_is_not_an_answer(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "greeting").write_text("echo 'Welcome to Jetson'\n")
     (tmp_path / "payload").write_bytes(b"\x00\x01")
-    # bash reads BASH_ENV, dash ENV only when interactive: the forced command stands for any of them
+    # which file a shell reads differs; a forced command that greets first stands for any of them
     with running_sshd(tmp_path) as server:
         key = (tmp_path / "client.pub").read_text()
         forced = 'command="echo Welcome; eval \\"$SSH_ORIGINAL_COMMAND\\"" '
