@@ -75,6 +75,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
     Raises InputError for a file that is missing or no model, and for a manifest that cannot be read.
     """
+    text: str | None
     if path.suffix.lower() == ENGINE_SUFFIX:
         sidecar, onnx = read_sidecar(path), path.with_suffix(".onnx")
         if sidecar is None:

@@ -82,7 +82,8 @@ class Cuda:
         self._call("cuMemAllocHost_v2", ctypes.byref(address), ctypes.c_size_t(size))
         self._memory.append(("cuMemFreeHost", address))
         content = (ctypes.c_uint8 * size).from_address(int(address.value or 0))
-        return np.frombuffer(content, kind).reshape(shape)
+        array: NDArray[Any] = np.frombuffer(memoryview(content), np.dtype(kind)).reshape(shape)
+        return array
 
     def copy_in(self, device: int, host: NDArray[Any]) -> None:
         """Start copying a contiguous array to the GPU, in the stream."""

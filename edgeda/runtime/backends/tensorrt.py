@@ -103,7 +103,8 @@ class TensorRtBackend(FileBackend):
 
     def _prepare(self) -> None:
         """A context, and memory for the largest batch."""
-        self._loaded.context = self._loaded.engine and self._loaded.engine.create_execution_context()
+        if self._loaded.engine is not None:
+            self._loaded.context = self._loaded.engine.create_execution_context()
         if self._loaded.context is None:
             raise MachineError(f"TensorRT has no memory to run {self.path}: {self._log.last()}")
         most = self.batch_range[1]
