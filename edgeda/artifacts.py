@@ -80,10 +80,10 @@ def find_model(model: str | None) -> RunDirectory | Path:
             f"{path} is a folder, but neither a run directory (no {RECIPE}) nor an OpenVINO model (no .xml)"
         )
     if path.is_file():
-        if path.suffix.lower() in (".onnx", ".xml"):
+        if path.suffix.lower() in (".onnx", ".xml", ".engine"):
             return path
         raise InputError(
-            f"{path} is not a model edgeda opens; give a run directory, a .onnx file or an OpenVINO folder"
+            f"{path} is not a model edgeda opens; give a run directory, a .onnx file, an .engine or an OpenVINO folder"
         )
     raise InputError(f"no such model: {model}")
 

@@ -30,16 +30,48 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace even a file that is not this run's own export.")
     ] = False,
+    trt: Annotated[
+        bool,
+        typer.Option(
+            "--trt",
+            help="Also build a TensorRT engine with this machine's GPU; without one (exit code 3), "
+            "what builds it on the device is written beside the ONNX file.",
+        ),
+    ] = False,
+    trt_rtx: Annotated[
+        bool, typer.Option("--trt-rtx", help="Also build an engine for desktop RTX GPUs, here, with or without one.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Build the --trt engine there: ssh://user@host[:port], with keys.")
+    ] = None,
+    workspace_mb: Annotated[int | None, typer.Option(help="Most GPU memory for an engine's layers to work in.")] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="File of TensorRT's measurements, which makes the next build faster.")
+    ] = None,
+    dla: Annotated[
+        int | None, typer.Option(help="Run on this DLA core of a Jetson, and on the GPU what it cannot.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="An engine that later TensorRT versions of its major take too.")
+    ] = False,
     threads: Threads = None,
     json_: Json = False,
 ) -> None:
-    """Export a run's network to ONNX and prove on real target images that it gives the same answers."""
+    """Export a run's network to ONNX and prove on real target images that it gives the same answers.
+
+    With --trt or --trt-rtx, a TensorRT engine is built from that file too.
+    """
     require("torch", "train", "exporting a run")
     from edgeda.artifacts import ROLES, find_run
     from edgeda.export import export_run
     from edgeda.export.images import parity_images
+    from edgeda.export.tensorrt import EngineOptions, check_request, engine_text, export_engine
     from edgeda.report.summary import export_text
 
+    engine_options = EngineOptions(
+        workspace_mb=workspace_mb, timing_cache=timing_cache, dla_core=dla, version_compatible=version_compatible
+    )
+    check_request(engine_options, trt=trt, rtx=trt_rtx, device=device)
     if role not in ROLES:
         raise InputError(f"--role {role}{did_you_mean(role, ROLES)}")
     run = find_run(model)
@@ -50,4 +82,8 @@ def export(
         run, checked.squares, images_from=checked.origin, role=role, labels=checked.labels, out=out_,
         overwrite=overwrite, gmacs=checked.gmacs, threads=threads,
     )  # fmt: skip
-    print_result(json_, result, lambda: export_text(result))
+    if trt or trt_rtx:
+        result["engine"] = export_engine(
+            Path(result["path"]), engine_options, rtx=trt_rtx, device=device, overwrite=overwrite
+        )
+    print_result(json_, result, lambda: export_text(result) + engine_text(result))

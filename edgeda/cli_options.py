@@ -10,7 +10,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Model = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]", help="A run directory, a .onnx file or an OpenVINO folder; default: the newest run."
+        metavar="[MODEL]",
+        help="A run directory, a .onnx file, an .engine or an OpenVINO folder; default: the newest run.",
     ),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: one per physical core.", min=1, max=1024)]

@@ -21,7 +21,7 @@ from edgeda.profiling.subjects import (
 
 __all__ = ["ENGINES", "Profile", "exported_subjects", "profile_model"]
 
-ENGINES = (TORCH, "onnxruntime", "openvino")
+ENGINES = (TORCH, "onnxruntime", "openvino", "tensorrt")
 _PATH_SUFFIXES = (".onnx", ".xml", ".engine", ".safetensors", ".pth", ".pt")
 
 
@@ -111,5 +111,6 @@ def _of_run(run: RunDirectory) -> list[Subject]:
 def exported_subjects(run: RunDirectory, prefix: str = "") -> list[Subject]:
     """What RUN/exports holds, .onnx files and OpenVINO models at any depth, in each engine that runs them."""
     folder = run.exports
-    paths = [*sorted(folder.rglob("*.onnx")), *sorted(folder.rglob("*.xml"))] if folder.is_dir() else []
+    suffixes = ("*.onnx", "*.xml", "*.engine") if folder.is_dir() else ()
+    paths = [path for suffix in suffixes for path in sorted(folder.rglob(suffix))]
     return [subject for path in paths for subject in _of_file(path, f"{prefix}{path.relative_to(folder)}")]

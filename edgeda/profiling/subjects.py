@@ -16,7 +16,7 @@ from edgeda.profiling.latency import measure_latency
 from edgeda.runtime.backends import Backend, open_backend
 
 TORCH = "torch"
-FILE_ENGINES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
+FILE_ENGINES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",), ".engine": ("tensorrt",)}
 """What runs which kind of file, in the order in which it is tried."""
 
 
@@ -112,7 +112,9 @@ def engines_for(path: Path) -> tuple[str, ...]:
     """The engines that run an exported model; InputError for a file that none of them runs."""
     suffix = ".xml" if path.is_dir() else path.suffix.lower()
     if suffix not in FILE_ENGINES:
-        raise InputError(f"{path} is no exported model; give a .onnx file, a .xml file or an OpenVINO folder")
+        raise InputError(
+            f"{path} is no exported model; give a .onnx file, a .xml file, an .engine or an OpenVINO folder"
+        )
     return FILE_ENGINES[suffix]
 
 

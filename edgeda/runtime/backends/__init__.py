@@ -7,8 +7,10 @@ from pathlib import Path
 
 from edgeda.errors import InputError, did_you_mean
 from edgeda.runtime.backends.base import Backend, FileBackend, check_batch, read_manifest
+from edgeda.runtime.backends.engine_file import SUFFIX as ENGINE_SUFFIX
 from edgeda.runtime.backends.onnx_runtime import CPU_PROVIDER, OnnxRuntimeBackend
 from edgeda.runtime.backends.open_vino import OpenVinoBackend
+from edgeda.runtime.backends.tensorrt import TensorRtBackend
 
 __all__ = [
     "CPU_PROVIDER",
@@ -17,13 +19,14 @@ __all__ = [
     "FileBackend",
     "OnnxRuntimeBackend",
     "OpenVinoBackend",
+    "TensorRtBackend",
     "available_engines",
     "check_batch",
     "open_backend",
     "read_manifest",
 ]
 
-ENGINES = ("onnxruntime", "openvino")
+ENGINES = ("onnxruntime", "openvino", "tensorrt")
 
 
 def available_engines() -> list[str]:
@@ -33,7 +36,7 @@ def available_engines() -> list[str]:
 
 
 def open_backend(path: Path, engine: str | None = None, threads: int | None = None) -> Backend:
-    """Load an exported model: an `.onnx`, an OpenVINO `.xml`, or a folder with one `.xml`.
+    """Load an exported model: an `.onnx`, an OpenVINO `.xml` or a folder with one, or a TensorRT `.engine`.
 
     `engine` None takes ONNX Runtime for an `.onnx` where it is installed, else OpenVINO.
     Raises InputError for a bad path or engine, MissingExtra when the engine is not installed.
@@ -45,9 +48,17 @@ def open_backend(path: Path, engine: str | None = None, threads: int | None = No
         if len(found) != 1:
             raise InputError(f"{path} holds {len(found)} OpenVINO models (.xml), expected one; name the file itself")
         path = found[0]
+    is_engine = path.suffix.lower() == ENGINE_SUFFIX
+    if is_engine and engine not in (None, "tensorrt"):
+        raise InputError(f"{path} is a TensorRT engine, which {engine} cannot run; leave the engine out")
+    if engine == "tensorrt" and not is_engine:
+        raise InputError(f"{path} is no TensorRT engine (.engine); build one with: edgeda export RUN --trt")
+    if is_engine:
+        return TensorRtBackend(path, threads)
     is_ir = path.suffix.lower() == ".xml"
     if is_ir and engine == "onnxruntime":
         raise InputError(f"{path} is an OpenVINO model, which ONNX Runtime cannot run; leave the engine out")
-    if engine == "openvino" or is_ir or (engine is None and available_engines() == ["openvino"]):
+    usable = [name for name in available_engines() if name != "tensorrt"]
+    if engine == "openvino" or is_ir or (engine is None and usable == ["openvino"]):
         return OpenVinoBackend(path, threads)
     return OnnxRuntimeBackend(path, threads)

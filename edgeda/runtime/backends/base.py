@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeda.errors import InputError, from_os_error
+from edgeda.runtime.backends.engine_file import SUFFIX as ENGINE_SUFFIX
+from edgeda.runtime.backends.engine_file import read_sidecar
 from edgeda.runtime.manifest import METADATA_KEY, Manifest
 from edgeda.runtime.onnx_file import read_metadata
 
@@ -20,7 +22,7 @@ class Backend(Protocol):
     """A loaded model: float32 NCHW images in, float32 logits out."""
 
     name: str
-    """What executes: `torch`, `onnxruntime`, `openvino`."""
+    """What executes: `torch`, `onnxruntime`, `openvino`, `tensorrt`."""
     precision: str
     """The precision really executed, as far as the engine tells: `fp32`, `bf16`, `int8`, or `unknown`."""
     manifest: Manifest | None
@@ -67,11 +69,19 @@ class FileBackend(ABC):
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest inside an ONNX file, or `manifest.json` beside an OpenVINO `.xml`; None without one.
+    """The manifest inside an ONNX file, `manifest.json` beside an OpenVINO `.xml`, or ENGINE.json beside an engine.
+
+    None without one. An engine that trtexec built has none beside it: then that of the ONNX file of its name counts.
 
     Raises InputError for a file that is missing or no model, and for a manifest that cannot be read.
     """
-    if path.suffix.lower() != ".xml":
+    text: str | None
+    if path.suffix.lower() == ENGINE_SUFFIX:
+        sidecar, onnx = read_sidecar(path), path.with_suffix(".onnx")
+        if sidecar is None:
+            return read_manifest(onnx) if onnx.is_file() else None
+        text = json.dumps(sidecar)
+    elif path.suffix.lower() != ".xml":
         text = read_metadata(path).get(METADATA_KEY)
     elif not path.is_file():
         raise InputError(f"no such model: {path}")
