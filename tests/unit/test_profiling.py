@@ -19,7 +19,8 @@ from torch import nn
 from edgeda.errors import InputError, MissingExtra
 from edgeda.models import Architecture, LogitsOnly, NetworkCard, build_network, save_network
 from edgeda.profiling import profile_model
-from edgeda.profiling.complexity import onnx_complexity, torch_complexity
+from edgeda.profiling.complexity import torch_complexity
+from edgeda.profiling.onnx_graph import onnx_complexity
 from edgeda.profiling.latency import cpu_stall_us, measure_latency, summarize
 from edgeda.profiling.machine import compute_threads, cpu_flags, machine, machine_line, usable_threads
 from edgeda.profiling.subjects import noise
