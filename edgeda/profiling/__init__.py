@@ -19,7 +19,16 @@ from edgeda.profiling.opening import (
 from edgeda.profiling.stages import image_for
 from edgeda.profiling.subjects import Extras, Profile, measure
 
-__all__ = ["ENGINES", "Extras", "Profile", "exported_subjects", "find_subjects", "profile_model", "profile_subjects"]
+__all__ = [
+    "ENGINES",
+    "Extras",
+    "Profile",
+    "check_request",
+    "exported_subjects",
+    "find_subjects",
+    "profile_model",
+    "profile_subjects",
+]
 
 _PATH_SUFFIXES = (".onnx", ".xml", ".engine", ".safetensors", ".pth", ".pt")
 _PLAIN = Extras()
@@ -46,7 +55,7 @@ def profile_model(
     Raises InputError for a request that makes no sense, MissingExtra for an engine that was asked
     for and is not installed, and the first failure when nothing at all could be measured.
     """
-    _check(batch_sizes, threads, extras)
+    check_request(batch_sizes, threads, extras)
     subjects = find_subjects(model, engines, classes, input_size)
     return profile_subjects(subjects, batch_sizes, engines is not None, threads, budget_s, extras)
 
@@ -73,7 +82,8 @@ def profile_subjects(
     return rows
 
 
-def _check(batch_sizes: Sequence[int], threads: int | None, extras: Extras) -> None:
+def check_request(batch_sizes: Sequence[int], threads: int | None, extras: Extras) -> None:
+    """InputError unless these numbers make sense, and there is an image where one is needed."""
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
     if not batch_sizes or min(batch_sizes) < 1:

@@ -18,6 +18,7 @@ from edgeda.errors import InputError, one_line, require
 if TYPE_CHECKING:
     from torch import nn
 
+
 @dataclass(frozen=True)
 class Complexity:
     """Cost of one image: `gmacs`, `gflops` = 2 x `gmacs`, and `params_m`, millions of parameters."""

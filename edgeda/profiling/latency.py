@@ -55,9 +55,7 @@ def nearest_rank(ordered: Sequence[float], percent: int) -> float:
     return ordered[-(-percent * len(ordered) // 100) - 1]
 
 
-def summarize(
-    durations_ms: Sequence[float], pressure: float | None = None, wall_s: float | None = None
-) -> Latency:
+def summarize(durations_ms: Sequence[float], pressure: float | None = None, wall_s: float | None = None) -> Latency:
     """The `Latency` of durations in ms, one after the other unless `wall_s` is given; InputError when there are none."""
     if not durations_ms:
         raise InputError("no durations to summarize")

@@ -15,6 +15,8 @@ from edgeda.profiling.onnx_graph import WEIGHT_POSITIONS, OnnxGraph, inferred_gr
 if TYPE_CHECKING:
     from torch import nn
 
+_Weight = tuple[str, int, int]
+"""Name, elements and ONNX type of an initializer."""
 _FUSED = ("Norm", "Pool", "Act")
 """Kinds of modules that an engine merges into the layer before them."""
 
@@ -97,7 +99,9 @@ def onnx_layers(path: Path, input_size: int | None = None) -> list[Layer]:
         types.FLOAT: "fp32", types.DOUBLE: "fp32", types.FLOAT16: "fp16", types.BFLOAT16: "bf16",
         types.INT8: "int8", types.UINT8: "int8",
     }  # fmt: skip
-    weights = {tensor.name: (math.prod(tensor.dims), tensor.data_type) for tensor in graph.graph.initializer}
+    weights = {
+        tensor.name: (tensor.name, math.prod(tensor.dims), tensor.data_type) for tensor in graph.graph.initializer
+    }
     makers = {output: node for node in graph.graph.node for output in node.output}
     layers = []
     for node in graph.graph.node:
@@ -105,14 +109,14 @@ def onnx_layers(path: Path, input_size: int | None = None) -> list[Layer]:
         if not macs:
             continue
         parameters = [_parameter(name, weights, makers) for name in _operands(node)]
-        params = sum(count for count, _ in filter(None, parameters))
+        params = sum(parameter[1] for parameter in parameters if parameter)
         position = 0 if node.op_type not in WEIGHT_POSITIONS else WEIGHT_POSITIONS[node.op_type]
         weight = _parameter(node.input[position], weights, makers)
         taken = sum(_size(name, graph) for name in _operands(node) if _parameter(name, weights, makers) is None)
         layers.append(
             Layer(
-                node.name or node.output[0], node.op_type, macs // graph.batch, params, taken // graph.batch,
-                _size(node.output[0], graph) // graph.batch, names.get(weight[1], "fp32") if weight else "fp32",
+                _name(node, weight), node.op_type, macs // graph.batch, params, taken // graph.batch,
+                _size(node.output[0], graph) // graph.batch, names.get(weight[2], "fp32") if weight else "fp32",
             )
         )  # fmt: skip
     return layers
@@ -126,8 +130,14 @@ def _operands(node: Any) -> list[str]:
     return [node.input[position] for position in positions if position < len(node.input) and node.input[position]]
 
 
-def _parameter(name: str, weights: Mapping[str, tuple[int, int]], makers: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Elements and type of an initializer, also where it is dequantized or cast on its way; None: not one."""
+def _name(node: Any, weight: _Weight | None) -> str:
+    """Of the module that the weight came from, where it tells: exporters number their nodes."""
+    told = weight[0].partition(".weight")[0] if weight else ""
+    return told.removeprefix("network.") if "." in told else node.name or str(node.output[0])
+
+
+def _parameter(name: str, weights: Mapping[str, _Weight], makers: Mapping[str, Any]) -> _Weight | None:
+    """Name, elements and type of an initializer, also where it is dequantized or cast on its way; None: not one."""
     for _ in range(4):
         if name in weights:
             return weights[name]

@@ -164,7 +164,9 @@ def _accelerators() -> list[str]:
 def model_files(path: Path) -> list[Path]:
     """All files of a model: with the weights and the manifest that ONNX, OpenVINO and TensorRT keep beside it."""
     if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.suffix in (".xml", ".bin") or file.name == "manifest.json")
+        return sorted(
+            file for file in path.iterdir() if file.suffix in (".xml", ".bin") or file.name == "manifest.json"
+        )
     beside = {
         ".xml": (path.with_suffix(".bin"), path.with_name("manifest.json")),
         ".engine": (path.with_suffix(".json"), path.with_name(path.name + ".json"), path.with_name("manifest.json")),

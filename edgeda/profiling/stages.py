@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,3 @@ def image_for(asked: Path | None) -> Path:
         raise InputError("end-to-end times need a real image; give one: --image photo.jpg")
     open_image(image)
     return image
-
-
-def stages_line(stages: dict[str, Any]) -> Sequence[str]:
-    """The stages in words, a line each."""
-    return [
-        f"{name} {stages[f'{name}_ms']:.3g} ms ({meaning})" for name, meaning in STAGES.items()
-    ]
