@@ -1,4 +1,4 @@
-"""Profiling on another machine over ssh: one zip file goes there with the light package and the models, JSON comes back.
+"""Profiling on another machine over ssh: a zip file goes there with the light package and the models, JSON comes back.
 
 Nothing is installed there: the zip is run as it is (`python3 job.zip`) in a folder of its own that is removed again.
 """

@@ -56,7 +56,7 @@ def nearest_rank(ordered: Sequence[float], percent: int) -> float:
 
 
 def summarize(durations_ms: Sequence[float], pressure: float | None = None, wall_s: float | None = None) -> Latency:
-    """The `Latency` of durations in ms, one after the other unless `wall_s` is given; InputError when there are none."""
+    """The `Latency` of durations in ms, one after the other unless `wall_s` says else; InputError for none."""
     if not durations_ms:
         raise InputError("no durations to summarize")
     ordered = sorted(durations_ms)

@@ -110,7 +110,7 @@ def onnx_layers(path: Path, input_size: int | None = None) -> list[Layer]:
             continue
         parameters = [_parameter(name, weights, makers) for name in _operands(node)]
         params = sum(parameter[1] for parameter in parameters if parameter)
-        position = 0 if node.op_type not in WEIGHT_POSITIONS else WEIGHT_POSITIONS[node.op_type]
+        position = WEIGHT_POSITIONS[node.op_type]
         weight = _parameter(node.input[position], weights, makers)
         taken = sum(_size(name, graph) for name in _operands(node) if _parameter(name, weights, makers) is None)
         layers.append(

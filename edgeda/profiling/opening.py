@@ -135,7 +135,7 @@ def weights_subject(label: str, weights: Path) -> Subject:
 
 
 def file_subject(label: str, path: Path, engine: str) -> Subject:
-    """An exported model in one of `engines_for(path)`. `path` is a .onnx, a .engine, a .xml or a folder with one .xml."""
+    """An exported model in one of `engines_for(path)`. `path` is a .onnx, .engine or .xml, or a folder with a .xml."""
     return Subject(label, engine, str(path))
 
 

@@ -17,7 +17,7 @@ _BUDGET_S = 0.5
 
 
 def measure_peaks(threads: int, budget_s: float = _BUDGET_S) -> dict[str, Any]:
-    """GFLOP/s of an fp32 matrix product, GOP/s of an int8 one in ONNX Runtime, and GB/s of copying, on `threads` threads.
+    """GFLOP/s of an fp32 matrix product, GOP/s of an int8 one in ONNX Runtime, GB/s of copying, on `threads` threads.
 
     The best of several rounds each: a peak, not a mean. `int8_gops` is None without onnx and onnxruntime.
     numpy's own threads are set by the environment before it is imported (OMP_NUM_THREADS).
@@ -36,7 +36,7 @@ def measure_peaks(threads: int, budget_s: float = _BUDGET_S) -> dict[str, Any]:
 
 def _best(run: Callable[[], object], budget_s: float) -> float:
     run()
-    durations = []
+    durations: list[float] = []
     until = time.perf_counter() + budget_s
     while len(durations) < 3 or time.perf_counter() < until:
         started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import shutil
 import subprocess
@@ -87,7 +88,7 @@ def summarize_power(samples: Sequence[Sample], images: int, wall_s: float, sourc
 def _mean(values: Sequence[tuple[float, float]]) -> float | None:
     if not values:
         return None
-    pairs = list(zip(values, values[1:], strict=False))
+    pairs = itertools.pairwise(values)
     span = values[-1][0] - values[0][0]
     if span <= 0:
         return sum(value for _, value in values) / len(values)
@@ -120,8 +121,8 @@ class PowerMeter:
             self.source, self._follow = "tegrastats", lambda: self._read_tegrastats(tegrastats)
         else:
             raise MachineError(
-                "no power sensor here: neither INA3221 files under /sys/class/hwmon (a Jetson has them) nor tegrastats; "
-                "leave --power out"
+                "no power sensor here: neither INA3221 files under /sys/class/hwmon (a Jetson has them) nor "
+                "tegrastats; leave --power out"
             )
         self._thread = threading.Thread(target=self._follow, name="power", daemon=True)
 

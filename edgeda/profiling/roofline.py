@@ -17,7 +17,10 @@ from edgeda.profiling.layers import Layer
 LABEL = "lower bound, not a measurement"
 PRECISIONS = ("fp32", "fp16", "int8")
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-_HALF_OF_SPARSE = "dense int8 is half, dense fp16 a quarter of the published sparse int8"
+_DENSE = (
+    "dense int8 is half of the published sparse int8, fp16 a quarter, fp32 an eighth (TF32 on tensor cores, "
+    "TensorRT's default)"
+)
 
 
 @dataclass(frozen=True)
@@ -32,27 +35,23 @@ class Device:
     source: str
 
 
-def _jetson(name: str, title: str, sparse_int8: float, fp32: float, bandwidth: float, source: str) -> Device:
-    peaks = {"int8": sparse_int8 / 2, "fp16": sparse_int8 / 4, "bf16": sparse_int8 / 4, "fp32": fp32}
-    return Device(name, title, peaks, bandwidth, f"{source}; {_HALF_OF_SPARSE}")
+def _jetson(name: str, title: str, sparse_int8: float, bandwidth: float, source: str) -> Device:
+    shares = {"int8": 2, "fp16": 4, "bf16": 4, "fp32": 8}
+    peaks = {precision: sparse_int8 / share for precision, share in shares.items()}
+    return Device(name, title, peaks, bandwidth, f"NVIDIA's module data: {source}; {_DENSE}")
 
 
 DEVICES = {
     device.name: device
     for device in (
-        _jetson("orin-nano", "Jetson Orin Nano 8GB", 40, 1.28, 68,
-                "NVIDIA's module data: 40 sparse int8 TOPS, 68 GB/s; fp32 from 1024 CUDA cores at 625 MHz"),
-        _jetson("orin-nano-super", "Jetson Orin Nano 8GB, Super mode", 67, 2.09, 102,
-                "NVIDIA's module data: 67 sparse int8 TOPS, 102 GB/s; fp32 from 1024 CUDA cores at 1020 MHz"),
-        _jetson("orin-nx", "Jetson Orin NX 16GB", 100, 1.88, 102,
-                "NVIDIA's module data: 100 sparse int8 TOPS with both DLAs, so an engine on the GPU alone reaches less, "
-                "102 GB/s; fp32 from 1024 CUDA cores at 918 MHz"),
-        _jetson("agx-orin", "Jetson AGX Orin 64GB, MAXN", 171, 5.33, 205,
-                "NVIDIA's module data: 171 sparse int8 TOPS of the GPU in MAXN (109 at 50 W, 41 at 30 W, 14 at 15 W), "
-                "205 GB/s; fp32 from 2048 CUDA cores at 1.3 GHz"),
-        _jetson("thor", "Jetson Thor T5000", 1035, 8.06, 273,
-                "NVIDIA's module data: 2070 sparse fp4 TFLOPS, of which int8 is taken as half, 273 GB/s; "
-                "fp32 from 2560 CUDA cores at 1575 MHz"),
+        _jetson("orin-nano", "Jetson Orin Nano 8GB", 40, 68, "40 sparse int8 TOPS, 68 GB/s"),
+        _jetson("orin-nano-super", "Jetson Orin Nano 8GB, Super mode", 67, 102, "67 sparse int8 TOPS, 102 GB/s"),
+        _jetson("orin-nx", "Jetson Orin NX 16GB", 100, 102,
+                "100 sparse int8 TOPS with both DLAs (an engine on the GPU alone reaches less), 102 GB/s"),
+        _jetson("agx-orin", "Jetson AGX Orin 64GB, MAXN", 171, 205,
+                "171 sparse int8 TOPS of the GPU in MAXN (109 at 50 W, 41 at 30 W, 14 at 15 W), 205 GB/s"),
+        _jetson("thor", "Jetson Thor T5000", 1035, 273,
+                "2070 sparse fp4 TFLOPS, of which sparse int8 is taken as half, 273 GB/s"),
     )
 }  # fmt: skip
 

@@ -51,6 +51,10 @@ def measure_stages(
     times: dict[str, list[float]] = {name: [] for name in STAGES}
     size = open_image(image).size
 
+    def forget() -> None:
+        for kept in times.values():
+            kept.clear()
+
     def once() -> None:
         marks = [clock_ns()]
         picture = open_image(image)
@@ -66,9 +70,7 @@ def measure_stages(
         for name, before, after in zip(STAGES, marks, marks[1:], strict=False):
             times[name].append((after - before) / 1e6)
 
-    whole: Latency = measure_latency(
-        once, budget_s=budget_s, clock_ns=clock_ns, began=lambda: [kept.clear() for kept in times.values()]
-    )
+    whole: Latency = measure_latency(once, budget_s=budget_s, clock_ns=clock_ns, began=forget)
     stages = {f"{name}_ms": statistics.median(kept) for name, kept in times.items()}
     return {
         "image": image.name,

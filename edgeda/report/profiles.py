@@ -93,7 +93,7 @@ def result_text(result: Mapping[str, Any], width: int = 80) -> str:
 def layers_text(model: str, layers: Sequence[Row], width: int = 80) -> str:
     """The layers that take most arithmetic as a table, each with a bar of its share, in the network's order."""
     total = sum(layer["macs"] for layer in layers) or 1
-    most = sorted(layers, key=lambda layer: -layer["macs"])[:MOST_LAYERS]
+    most = sorted(range(len(layers)), key=lambda at: -layers[at]["macs"])[:MOST_LAYERS]
     longest = max((layer["macs"] for layer in layers), default=0) or 1
     rows = [
         {
@@ -101,14 +101,14 @@ def layers_text(model: str, layers: Sequence[Row], width: int = 80) -> str:
             "activations_k": layer["activations"] / 1e3, "share": 100 * layer["macs"] / total,
             "bar": "\u2588" * max(1, round(BAR * layer["macs"] / longest)),
         }
-        for layer in layers
-        if layer in most
+        for layer in (layers[at] for at in sorted(most))
     ]  # fmt: skip
     rest = len(layers) - len(rows)
-    left = 100 * (1 - sum(layer["macs"] for layer in most) / total)
+    left = 100 * (1 - sum(layer["macs"] for layer in (layers[at] for at in most)) / total)
     lines = [f"{model}: where the cost is, for one image", text_table(rows, LAYER_COLUMNS, max(width, 100))]
     if rest > 0:
-        lines.append(f"and {rest} smaller layers with {left:.1f} % of the arithmetic (all of them with --json)")
+        smaller = f"{rest} smaller layer{'s' if rest > 1 else ''}"
+        lines.append(f"and {smaller} with {left:.1f} % of the arithmetic (all of them with --json)")
     return "\n".join(lines)
 
 
