@@ -1,4 +1,4 @@
-"""`edgeda profile --device ssh://...` against a real sshd on loopback; sessions there start from a clean environment."""
+"""`edgeda profile --device ssh://...` on a real sshd on loopback; sessions there start from a clean environment."""
 
 from __future__ import annotations
 

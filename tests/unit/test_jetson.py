@@ -33,7 +33,7 @@ HWMON = "sys/class/hwmon/hwmon1"
 FILES = {
     "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\x00",
     "proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd asimddp\n",
-    "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed\n",
+    "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n",
     "var/lib/dpkg/status": DPKG,
     "var/lib/nvpmodel/status": "pmode:0001 fmode:fanNull\n",
     "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=1 NAME=25W >\n",

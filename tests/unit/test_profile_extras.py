@@ -68,7 +68,7 @@ def test_everything_of_an_onnx_file_at_once(tmp_path: Path) -> None:
     rows = {(row["streams"], row["batch"]): row for row in result["rows"]}
     assert list(rows) == [(1, 1), (1, 8), (2, 1), (2, 8)]
     single, query = rows[1, 1], rows[1, 8]
-    assert (single["precision"], single["providers"]) == ("fp32", {"CPUExecutionProvider": 4})
+    assert (single["precision"], set(single["providers"])) == ("fp32", {"CPUExecutionProvider"})
     assert single["single_stream_p90_ms"] == single["p90_ms"]
     assert query["multi_stream_p99_ms"] == query["p99_ms"]
     assert (single["multi_stream_p99_ms"], rows[2, 1]["single_stream_p90_ms"]) == (None, None)
