@@ -28,7 +28,9 @@ LIGHT = ("__init__.py", "errors.py", "artifacts.py", "profiling", "runtime")
 _CANNOT_EXECUTE, _NOT_FOUND = 126, 127
 
 # Runs in any Python 3, old ones included, so that an old one is told in words.
-_MAIN = """import json, sys
+_MAIN = """import json, os, sys
+# Engines leave files in the temporary folder: they go with the rest.
+os.environ["TMPDIR"] = os.path.dirname(os.path.abspath(sys.argv[0]))
 def stop(text):
     print(json.dumps({"error": text, "exit_code": 3}))
     sys.exit(0)

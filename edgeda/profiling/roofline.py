@@ -3,6 +3,7 @@
 A layer takes at least `max(2 x MACs / peak, bytes / bandwidth)`; a network the sum of its layers. Bytes are its
 weights once, what it takes, and what it makes, at its precision; normalization, activation functions, pooling and
 launching cost nothing here, and every unit is always busy. Real devices need more, small networks many times more.
+Two things could undercut it: Winograd convolutions (fewer multiplications), and caches that keep activations.
 """
 
 from __future__ import annotations
