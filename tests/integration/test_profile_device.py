@@ -141,7 +141,7 @@ def test_a_full_disk_there(command, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], capture_output=True, check=False
     ) if os.geteuid() == 0 else None  # fmt: skip
     if mounted is None or mounted.returncode:
         pytest.skip("a small disk that can be full needs root and the right to mount a tmpfs")
