@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from edgeda.profiling.jetson import jetson_line, jetson_model, jetson_state, read_number, read_text
+
 ROOT = Path("/")
 
 
@@ -17,10 +19,12 @@ def machine(root: Path = ROOT) -> dict[str, Any]:
     """CPU, cores, threads, memory, system, Python, and what else the machine tells of itself.
 
     `cores` are physical, `threads` those this process may use, `memory_gb` is 10^9 bytes. `governor`,
-    `jetson` and `gpus` are None or empty where there is nothing to read. `root` is the file system
-    that holds /proc and /sys.
+    `power_mode` (nvpmodel's on a Jetson, the platform profile elsewhere), `jetson` (the module's name)
+    and `jetson_state` are None and `gpus` empty where there is nothing to read. `root` is the file
+    system that holds /proc, /sys, /etc and /var.
     """
-    information = _read(root / "proc/cpuinfo")
+    information = read_text(root / "proc/cpuinfo")
+    state = jetson_state(root)
     return {
         "cpu": _cpu_model(information),
         "cores": _physical_cores(information),
@@ -29,8 +33,11 @@ def machine(root: Path = ROOT) -> dict[str, Any]:
         "os": f"{platform.system()} {platform.release()}",
         "arch": platform.machine(),
         "python": platform.python_version(),
-        "governor": _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
-        "jetson": _jetson(root),
+        "governor": read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
+        "frequency_mhz": _frequency_mhz(root, information),
+        "power_mode": _power_mode(root, state),
+        "jetson": jetson_model(root),
+        "jetson_state": state,
         "gpus": nvidia_gpus(),
     }
 
@@ -46,6 +53,10 @@ def machine_line(described: dict[str, Any] | None = None) -> str:
         parts[-1] = f"{len(facts['gpus'])} x {parts[-1]}"
     if facts["governor"]:
         parts.append(f"governor {facts['governor']}")
+    if facts.get("jetson_state"):
+        parts.append(jetson_line(facts["jetson_state"]))
+    elif facts.get("power_mode"):
+        parts.append(f"power mode {facts['power_mode']}")
     return ", ".join([*parts, str(facts["os"]), f"Python {facts['python']}"])
 
 
@@ -59,12 +70,12 @@ def usable_threads() -> int:
 
 def compute_threads(root: Path = ROOT) -> int:
     """Threads worth computing on: one per physical core this process may use."""
-    return min(_physical_cores(_read(root / "proc/cpuinfo")), usable_threads())
+    return min(_physical_cores(read_text(root / "proc/cpuinfo")), usable_threads())
 
 
 def cpu_flags(root: Path = ROOT) -> frozenset[str]:
     """Instruction-set flags of the first CPU (`flags` on x86, `Features` on Arm); empty when not told."""
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", _read(root / "proc/cpuinfo"), re.MULTILINE)
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", read_text(root / "proc/cpuinfo"), re.MULTILINE)
     return frozenset(found.group(1).split()) if found else frozenset()
 
 
@@ -82,13 +93,6 @@ def nvidia_gpus(timeout_s: float = 5.0) -> list[dict[str, str]]:
     return [{"name": row[0], "driver": row[1], "memory": row[2]} for row in rows if len(row) == 3]
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\x00 \n")
-    except OSError:
-        return ""
-
-
 def _field(information: str, name: str) -> list[str]:
     return re.findall(rf"^{name}\s*:\s*(.*?)\s*$", information, re.MULTILINE)
 
@@ -103,11 +107,22 @@ def _physical_cores(information: str) -> int:
     return len(cores) or len(_field(information, "processor")) or os.cpu_count() or 1
 
 
+def _frequency_mhz(root: Path, information: str) -> float | None:
+    """Of the first CPU, now."""
+    kilohertz = read_number(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    if kilohertz is not None:
+        return kilohertz / 1e3
+    told = _field(information, "cpu MHz")
+    return float(told[0]) if told and re.fullmatch(r"[\d.]+", told[0]) else None
+
+
+def _power_mode(root: Path, jetson: dict[str, Any] | None) -> str | None:
+    if jetson is not None:
+        mode = jetson["power_mode"]
+        return None if mode is None else mode["name"] or str(mode["id"])
+    return read_text(root / "sys/firmware/acpi/platform_profile") or None
+
+
 def _memory_gb(root: Path) -> float | None:
-    found = re.search(r"^MemTotal:\s*(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    found = re.search(r"^MemTotal:\s*(\d+) kB", read_text(root / "proc/meminfo"), re.MULTILINE)
     return round(int(found.group(1)) * 1024 / 1e9, 1) if found else None
-
-
-def _jetson(root: Path) -> str | None:
-    model = _read(root / "proc/device-tree/model")
-    return model if "Jetson" in model or "NVIDIA" in model else None

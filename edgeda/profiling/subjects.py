@@ -1,23 +1,72 @@
-"""What gets measured: a network in torch or a model file in an engine, opened the same way."""
+"""A model in an engine, measured: a row for each batch size and number of concurrent streams."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeda.errors import EdgedaError, InputError, require
-from edgeda.profiling.complexity import Complexity, onnx_complexity, torch_complexity
+from edgeda.errors import EdgedaError, MachineError
+from edgeda.profiling.child import in_fresh_process
+from edgeda.profiling.executed import onnxruntime_executed
 from edgeda.profiling.latency import measure_latency
-from edgeda.runtime.backends import Backend, open_backend
+from edgeda.profiling.machine import ROOT
+from edgeda.profiling.opening import (
+    ENGINES,
+    PROVIDERS,
+    TORCH,
+    Opened,
+    Subject,
+    backbone_subject,
+    engines_for,
+    file_subject,
+    model_size_mb,
+    weights_subject,
+)
+from edgeda.profiling.power import PowerMeter
+from edgeda.profiling.stages import image_for, measure_stages
+from edgeda.runtime.backends import Backend
+from edgeda.runtime.preprocessing import Preprocessing
 
-TORCH = "torch"
-FILE_ENGINES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",), ".engine": ("tensorrt",)}
-"""What runs which kind of file, in the order in which it is tried."""
+__all__ = [
+    "ENGINES",
+    "TORCH",
+    "Extras",
+    "Opened",
+    "Profile",
+    "Subject",
+    "backbone_subject",
+    "engines_for",
+    "file_subject",
+    "measure",
+    "model_size_mb",
+    "noise",
+    "weights_subject",
+]
+
+QUERY = 8
+"""Images in a query of MLPerf's MultiStream."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What to measure beside latency; nothing of it unless asked for."""
+
+    streams: tuple[int, ...] = (1,)
+    """Numbers of calls that run at once, each on an equal part of the threads."""
+    memory: bool = False
+    """Peak memory, in a fresh process."""
+    end_to_end: bool = False
+    """From an image file to a class, on `image`, or on a photograph that is installed."""
+    image: Path | None = None
+    power: bool = False
+    root: Path = ROOT
+    """The file system with the power sensors."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +74,13 @@ class Profile:
     """One row: a model in an engine at a batch size. None: not known or not measured, `note` says why.
 
     `gmacs` and `gflops` are per image, `size_mb` is 10^6 bytes on disk (of a bare backbone: of its
-    fp32 weights), `median_ms` to `p99_ms` are of one call with `batch` images, `images_per_s` is
-    sustained, `pressure` and `clean` are as in `Latency`.
+    fp32 weights), `min_ms` to `jitter_mad_ms` are of one call with `batch` images as in `Latency`,
+    while `streams` calls run at once; `images_per_s` is sustained, of all streams. `precision` is what
+    was really executed, as far as the engine tells. `peak_memory_mb` is the resident memory of a fresh
+    process that opens the model and runs it once, `model_memory_mb` the part above Python and engine.
+    `single_stream_p90_ms` and `multi_stream_p99_ms` are MLPerf's figures (of single images, of queries
+    of 8), measured its way but not as long. `stages` and `power` are dictionaries of `measure_stages`
+    and `summarize_power`. `finite` says whether all outputs were finite numbers.
     """
 
     model: str
@@ -47,166 +101,180 @@ class Profile:
     pressure: float | None = None
     clean: bool | None = None
     note: str = ""
+    streams: int = 1
+    min_ms: float | None = None
+    mean_ms: float | None = None
+    p95_ms: float | None = None
+    jitter_mad_ms: float | None = None
+    single_stream_p90_ms: float | None = None
+    multi_stream_p99_ms: float | None = None
+    load_ms: float | None = None
+    peak_memory_mb: float | None = None
+    model_memory_mb: float | None = None
+    energy_mj_per_image: float | None = None
+    finite: bool | None = None
+    providers: dict[str, int] | None = field(default=None)
+    stages: dict[str, Any] | None = field(default=None)
+    power: dict[str, Any] | None = field(default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A model ready to run, and what is known of it without running it."""
-
-    backend: Backend
-    complexity: Complexity | None
-    size_mb: float
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model in an engine, not opened yet: opening may fail, and takes memory."""
-
-    model: str
-    engine: str
-    open: Callable[[int], Opened]
-    """Opens it to run on that many threads."""
-
-
-def backbone_subject(name: str, classes: int, input_size: int) -> Subject:
-    """A backbone by its timm name or alias, with random weights, in torch; InputError when unknown."""
-    models = _models()
-    full_name = models.backbone_name(name)
-
-    def opened(threads: int) -> Opened:
-        network, _ = models.build_network(models.Architecture(full_name, classes))
-        size_mb = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()) / 1e6
-        note = "random weights; the size is that of the fp32 weights"
-        return _open_network(network, input_size, size_mb, threads, note)
-
-    return Subject(full_name, TORCH, opened)
-
-
-def weights_subject(label: str, weights: Path) -> Subject:
-    """A network saved by edgeda, in torch, at its own input size."""
-
-    def opened(threads: int) -> Opened:
-        network, card = _models().load_network(weights)
-        return _open_network(network, card.preprocessing.size, weights.stat().st_size / 1e6, threads)
-
-    return Subject(label, TORCH, opened)
-
-
-def file_subject(label: str, path: Path, engine: str) -> Subject:
-    """An exported model, in `onnxruntime` or `openvino`. `path` is a .onnx, a .xml or a folder with one .xml."""
-
-    def opened(threads: int) -> Opened:
-        backend = open_backend(path, engine, threads)
-        complexity, note = _file_complexity(path, backend)
-        return Opened(backend, complexity, model_size_mb(path), note)
-
-    return Subject(label, engine, opened)
-
-
-def engines_for(path: Path) -> tuple[str, ...]:
-    """The engines that run an exported model; InputError for a file that none of them runs."""
-    suffix = ".xml" if path.is_dir() else path.suffix.lower()
-    if suffix not in FILE_ENGINES:
-        raise InputError(
-            f"{path} is no exported model; give a .onnx file, a .xml file, an .engine or an OpenVINO folder"
-        )
-    return FILE_ENGINES[suffix]
-
-
-def model_size_mb(path: Path) -> float:
-    """Size on disk in 10^6 bytes, with the weights an ONNX or OpenVINO file keeps in a second file."""
-    if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix in (".xml", ".bin")]
-    else:
-        beside = path.with_suffix(".bin") if path.suffix == ".xml" else path.with_name(path.name + ".data")
-        files = [path, beside]
-    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+Measured = tuple[Profile, EdgedaError | None]
+_PLAIN = Extras()
 
 
 def measure(
-    subject: Subject, batch_sizes: Sequence[int], threads: int, budget_s: float
-) -> list[tuple[Profile, EdgedaError | None]]:
-    """Open `subject` and time it at each batch size, `budget_s` seconds each.
+    subject: Subject, batch_sizes: Sequence[int], threads: int, budget_s: float, extras: Extras = _PLAIN
+) -> list[Measured]:
+    """Open `subject` and time it at each batch size and number of streams, `budget_s` seconds each.
 
     A row that could not be measured stands there empty, the reason in its note, with the error beside it.
     """
-    rows: list[tuple[Profile, EdgedaError | None]] = []
-    opened: Opened | None = None
-    for batch in batch_sizes:
-        try:
-            opened = opened or subject.open(threads)
-            rows.append((_timed(subject, opened, batch, threads, budget_s), None))
-        except EdgedaError as error:
-            rows.append((Profile(subject.model, subject.engine, batch, note=str(error)), error))
-            if opened is None:
-                break
-    return rows
+    rows: list[Measured] = []
+    for streams in sorted(set(extras.streams)):
+        share = max(1, threads // streams)
+        opened: list[Opened] = []
+        for batch in batch_sizes:
+            try:
+                if not opened:
+                    opened = [subject.open(share, count=not rows) for _ in range(streams)]
+                row = _timed(subject, opened, batch, share, budget_s, extras)
+                if not rows:
+                    row = _with_stages(_with_execution(row, subject, opened[0]), opened[0], budget_s, extras)
+                rows.append((row, None))
+            except EdgedaError as error:
+                rows.append((Profile(subject.model, subject.engine, batch, streams=streams, note=str(error)), error))
+                if not opened:
+                    return rows
+    return _with_memory(subject, _with_cost(rows), threads) if extras.memory else _with_cost(rows)
 
 
-def _timed(subject: Subject, opened: Opened, batch: int, threads: int, budget_s: float) -> Profile:
-    backend = opened.backend
-    images = noise(batch, backend.input_shape)
-    finite = bool(np.isfinite(backend(images)).all())
-    latency = measure_latency(lambda: backend(images), budget_s=budget_s)
-    notes = [opened.note, "" if finite else "its outputs are not finite"]
-    _, height, width = backend.input_shape
+def _timed(
+    subject: Subject, opened: Sequence[Opened], batch: int, threads: int, budget_s: float, extras: Extras
+) -> Profile:
+    first = opened[0]
+    images = noise(batch, first.backend.input_shape)
+    finite = bool(np.isfinite(first.backend(images)).all())
+    with _power(extras) as meter:
+        latency = measure_latency(
+            *(_call(model.backend, images) for model in opened),
+            budget_s=budget_s, began=meter.restart if meter else lambda: None,
+        )  # fmt: skip
+        power = meter.summary(latency.n * batch, latency.wall_s) if meter else None
+    notes = [first.note, "" if finite else "its outputs are not finite"]
+    _, height, width = first.backend.input_shape
     if height != width:
         notes.append(f"input {height} x {width}")
-    cost = opened.complexity
+    cost = first.complexity
     return Profile(
         model=subject.model,
-        engine=backend.name,
+        engine=subject.engine,
         batch=batch,
-        precision=backend.precision,
+        streams=len(opened),
+        precision=first.backend.precision,
         input_size=height,
         gmacs=cost.gmacs if cost else None,
         gflops=cost.gflops if cost else None,
         params_m=cost.params_m if cost else None,
-        size_mb=opened.size_mb,
+        size_mb=first.size_mb,
+        load_ms=first.load_ms,
+        min_ms=latency.min_ms,
+        mean_ms=latency.mean_ms,
         median_ms=latency.median_ms,
         p90_ms=latency.p90_ms,
+        p95_ms=latency.p95_ms,
         p99_ms=latency.p99_ms,
+        jitter_mad_ms=latency.jitter_mad_ms,
+        single_stream_p90_ms=latency.p90_ms if (batch, len(opened)) == (1, 1) else None,
+        multi_stream_p99_ms=latency.p99_ms if (batch, len(opened)) == (QUERY, 1) else None,
         images_per_s=latency.images_per_s(batch),
         runs=latency.n,
         threads=threads,
         pressure=latency.pressure,
         clean=latency.clean,
+        finite=finite,
+        power=power,
+        energy_mj_per_image=power["energy_mj_per_image"] if power else None,
         note="; ".join(note for note in notes if note),
     )
+
+
+def _call(backend: Backend, images: NDArray[np.float32]) -> Any:
+    return lambda: backend(images)
+
+
+@contextlib.contextmanager
+def _power(extras: Extras) -> Iterator[PowerMeter | None]:
+    if not extras.power:
+        yield None
+        return
+    with PowerMeter(extras.root) as meter:
+        yield meter
+
+
+def _with_execution(row: Profile, subject: Subject, opened: Opened) -> Profile:
+    """With the precision and the providers that ONNX Runtime's own profiler names; other engines tell it at once."""
+    if subject.engine not in PROVIDERS:
+        return row
+    providers = list(dict.fromkeys([PROVIDERS[subject.engine], PROVIDERS["onnxruntime"]]))
+    images = noise(getattr(opened.backend, "fixed_batch", None) or row.batch, opened.backend.input_shape)
+    try:
+        executed = onnxruntime_executed(Path(subject.location), images, providers, row.threads or 1)
+    except EdgedaError as error:
+        return _noted(row, str(error))
+    return replace(row, providers=dict(executed.providers), precision=executed.precision or row.precision)
+
+
+def _with_stages(row: Profile, opened: Opened, budget_s: float, extras: Extras) -> Profile:
+    """With the way from an image file to a class, in the first row of a subject."""
+    if not extras.end_to_end:
+        return row
+    preprocessing = opened.preprocessing or Preprocessing(opened.backend.input_shape[1])
+    try:
+        stages = measure_stages(opened.backend, preprocessing, image_for(extras.image), budget_s)
+    except EdgedaError as error:
+        return _noted(row, f"not measured end to end: {error}")
+    return replace(row, stages={**stages, "own_preprocessing": opened.preprocessing is not None})
+
+
+def _noted(row: Profile, note: str) -> Profile:
+    return replace(row, note="; ".join(filter(None, (row.note, note))))
+
+
+def _with_cost(rows: list[Measured]) -> list[Measured]:
+    """Arithmetic, precision and the notes on them are counted once, and hold for all rows of a subject."""
+    if not rows:
+        return rows
+    first = rows[0][0]
+    kept = {name: getattr(first, name) for name in ("gmacs", "gflops", "params_m", "providers", "precision")}
+    return [rows[0], *((replace(row, **kept) if row.runs else row, error) for row, error in rows[1:])]
+
+
+def _with_memory(subject: Subject, rows: list[Measured], threads: int) -> list[Measured]:
+    batches = sorted({row.batch for row, error in rows if error is None})
+    if not batches:
+        return rows
+    request = {"task": "memory", "subject": subject.to_dict(), "threads": threads, "batches": batches}
+    try:
+        answer = in_fresh_process(request)
+    except MachineError as error:
+        return [(_noted(row, f"peak memory is not known: {error}"), failed) for row, failed in rows]
+    remembered: list[Measured] = []
+    for row, failed in rows:
+        peak, before = answer["peak_mb"].get(str(row.batch)), answer["before_mb"]
+        if row.streams == 1 and failed is None and peak is not None:
+            row = replace(
+                row, peak_memory_mb=peak, model_memory_mb=peak - before,
+                load_ms=answer["load_ms"] if row.load_ms is not None else None,
+            )  # fmt: skip
+        remembered.append((row, failed))
+    return remembered
 
 
 def noise(batch: int, shape: tuple[int, int, int]) -> NDArray[np.float32]:
     """The same random pixels every time, as a network's input `(B, C, H, W)`: values in [-2, 2]."""
     pixels = np.random.default_rng(0).integers(0, 256, (batch, *shape), dtype=np.uint8)
     return np.asarray(pixels / 63.75 - 2, np.float32)
-
-
-def _models() -> Any:
-    require("torch", "train", "opening a network")
-    require("timm", "train", "opening a network")
-    return require("edgeda.models", "train", "opening a network")
-
-
-def _open_network(network: Any, input_size: int, size_mb: float, threads: int, note: str = "") -> Opened:
-    torch_backend = require("edgeda.torch_backend", "train", "running a network in torch")
-    complexity = torch_complexity(network, input_size)
-    backend: Backend = torch_backend.TorchBackend(network, None, threads, input_size)
-    return Opened(backend, complexity, size_mb, note)
-
-
-def _file_complexity(path: Path, backend: Backend) -> tuple[Complexity | None, str]:
-    manifest = backend.manifest
-    reason = "its format is not counted"
-    if path.suffix.lower() == ".onnx":
-        try:
-            return onnx_complexity(path, backend.input_shape[1]), ""
-        except EdgedaError as error:
-            reason = str(error)
-    if manifest and manifest.gmacs is not None and manifest.params_m is not None:
-        return Complexity(manifest.gmacs, 2 * manifest.gmacs, manifest.params_m), ""
-    return None, f"GMACs and parameters are not known: {reason}"

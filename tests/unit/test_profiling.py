@@ -10,20 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 
 from edgeda.errors import InputError, MissingExtra
 from edgeda.models import Architecture, LogitsOnly, NetworkCard, build_network, save_network
 from edgeda.profiling import profile_model
-from edgeda.profiling.complexity import onnx_complexity, torch_complexity
+from edgeda.profiling.complexity import torch_complexity
 from edgeda.profiling.latency import cpu_stall_us, measure_latency, summarize
 from edgeda.profiling.machine import compute_threads, cpu_flags, machine, machine_line, usable_threads
+from edgeda.profiling.onnx_graph import onnx_complexity
 from edgeda.profiling.subjects import noise
 from edgeda.runtime.preprocessing import Preprocessing
+from tests.onnx_models import SMALL_MACS, SMALL_PARAMETERS, small_classifier, weights, write_onnx
 
 
 class Clock:
@@ -44,48 +45,6 @@ class Clock:
             self.calls += 1
 
         return run
-
-
-def weights(name: str, *shape: int, dtype: type = np.float32) -> onnx.TensorProto:
-    """An initializer of ones."""
-    return numpy_helper.from_array(np.ones(shape, dtype), name)
-
-
-def write_onnx(
-    path: Path,
-    nodes: list[onnx.NodeProto],
-    initializers: list[onnx.TensorProto],
-    images: list[int | str | None],
-    logits: list[int | str] | None = None,
-) -> Path:
-    """A model from `images` to `logits`, opset 17."""
-    graph = helper.make_graph(
-        nodes,
-        "test",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, images)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, logits or ["batch", 5])],
-        initializers,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-def small_classifier(path: Path, images: list[int | str | None] | None = None, bias: float = 0.0) -> Path:
-    """Conv 3 -> 8 (3 x 3, stride 2, padding 1), global pooling, Gemm 8 -> 5: 8 * 8 * 8 * 27 + 40 MACs at 16 px."""
-    nodes = [
-        helper.make_node("Conv", ["images", "w1", "b1"], ["maps"], strides=[2, 2], pads=[1, 1, 1, 1]),
-        helper.make_node("GlobalAveragePool", ["maps"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["features"]),
-        helper.make_node("Gemm", ["features", "w2", "b2"], ["logits"], transB=1),
-    ]
-    last = numpy_helper.from_array(np.full(5, bias, np.float32), "b2")
-    initializers = [weights("w1", 8, 3, 3, 3), weights("b1", 8), weights("w2", 5, 8), last]
-    return write_onnx(path, nodes, initializers, images or ["batch", 3, 16, 16])
-
-
-SMALL_MACS = 8 * 8 * 8 * 27 + 40
-SMALL_PARAMETERS = 8 * 27 + 8 + 40 + 5
 
 
 # latency

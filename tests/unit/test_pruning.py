@@ -21,7 +21,8 @@ from edgeda.errors import Diverged, InputError
 from edgeda.export.onnx import export_onnx
 from edgeda.models import Architecture, Network, NetworkCard, build_network, load_network, save_network
 from edgeda.profiling import profile_model
-from edgeda.profiling.complexity import onnx_complexity, torch_complexity
+from edgeda.profiling.complexity import torch_complexity
+from edgeda.profiling.onnx_graph import onnx_complexity
 from edgeda.pruning import ChannelScores, check_target, prunable, prune_to
 from edgeda.runtime.manifest import Manifest
 from edgeda.runtime.preprocessing import Preprocessing
