@@ -97,12 +97,14 @@ class SquareCache:
                 fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 log.info("another run is decoding the same images: waiting for it")
-                fcntl.flock(part, fcntl.LOCK_EX)
+                fcntl.flock(part, fcntl.LOCK_SH)  # to be had when it has finished or died
+                part.close()
+                continue
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(part.fileno()), path.stat()):
                     part.truncate(0)  # what a run that was killed has left
                     return part
-            part.close()  # renamed or removed while this process waited
+            part.close()  # renamed or removed between two of these lines
         return None
 
     def _make(
@@ -169,5 +171,5 @@ def _remove_unused(path: Path) -> bool:
 
 def _key(stamp: str, preprocessing: Preprocessing) -> str:
     decoder = [PIL.__version__, *(features.version(name) for name in ("jpg", "libjpeg_turbo", "zlib", "webp"))]
-    geometry = (preprocessing.size, preprocessing.resize, preprocessing.stored_size)
+    geometry = (preprocessing.resize, preprocessing.stored_size)
     return hashlib.sha256(f"{FORMAT} {decoder} {geometry} {stamp}".encode("utf-8", "surrogateescape")).hexdigest()[:40]

@@ -81,7 +81,9 @@ class ImageSet:
         if isinstance(self.squares, Stored):
             sums = self.squares.checksums
         else:
-            sums = np.asarray([zlib.crc32(np.ascontiguousarray(square).data) for square in self.squares], np.uint32)
+            sums = np.asarray(
+                [zlib.crc32(np.ascontiguousarray(self.squares[at]).data) for at in range(len(self))], np.uint32
+            )
         digest.update(b"" if sums is None else sums.astype(np.uint32).tobytes())
         return digest.digest()
 
@@ -160,8 +162,8 @@ def _squares(
         except OSError as error:
             file.close()
             raise InputError(
-                f"{reason(error)}: no room for {len(wanted)} decoded images of {domain.name} in {tempfile.gettempdir()}; "
-                f"point TMPDIR to a larger disk, or set data.decode_ahead below {len(wanted)}"
+                f"{reason(error)}: no room for {len(wanted)} decoded images of {domain.name} in "
+                f"{tempfile.gettempdir()}; point TMPDIR to a larger disk, or set data.decode_ahead below {len(wanted)}"
             ) from error
     stored.repair = again
     return stored, stored.kept, stored.skipped
@@ -172,9 +174,7 @@ def spread(count: int, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
-def _read_all(
-    domain: Domain, indices: list[int], preprocessing: Preprocessing
-) -> Iterator[tuple[int, Pixels | str]]:
+def _read_all(domain: Domain, indices: list[int], preprocessing: Preprocessing) -> Iterator[tuple[int, Pixels | str]]:
     """Items in order with their squares, or with why there is none; several threads decode a little ahead."""
 
     def read(index: int) -> tuple[int, Pixels | str]:

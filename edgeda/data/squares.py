@@ -239,7 +239,9 @@ class UsedSquares(Stored):
             if index != wanted:
                 self._instead[wanted] = index
             return square
-        raise InputError(f"{MOST_BAD} images of {self._domain.name} in a row cannot be read; the last: {self.skipped[-1]}")
+        raise InputError(
+            f"{MOST_BAD} images of {self._domain.name} in a row cannot be read; the last: {self.skipped[-1]}"
+        )
 
     def _next(self, index: int) -> int:
         following = (index + 1) % len(self)

@@ -88,6 +88,12 @@ class Paths(Sequence[Path]):
 
 def _spelled(path: str | Path) -> str:
     """`str(Path(path))`, without making one for the usual path: a million of them take seconds."""
-    if isinstance(path, str) and "//" not in path and "/." not in path and path[:1] not in (".", "") and path[-1] != "/":
+    if (
+        isinstance(path, str)
+        and "//" not in path
+        and "/." not in path
+        and path[:1] not in (".", "")
+        and path[-1] != "/"
+    ):
         return path
     return str(Path(path))
