@@ -7,6 +7,7 @@ import logging
 import mmap
 import os
 import struct
+import weakref
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,8 +106,9 @@ class FileSquares(Stored):
         self._checksums = np.frombuffer(footer, np.uint32, count, offset=8 * count)
         self.skipped: list[str] = json.loads(footer[12 * count :])
         """Why each of the other items could not be read."""
-        self._file, self._map = file, mmap.mmap(file.fileno(), pixels, access=mmap.ACCESS_READ)
-        self._squares = np.frombuffer(self._map, np.uint8).reshape(count, side, side, 3)
+        mapped = mmap.mmap(file.fileno(), pixels, access=mmap.ACCESS_READ)
+        weakref.finalize(self, file.close)
+        self._squares = np.frombuffer(mapped, np.uint8).reshape(count, side, side, 3)
         self._checked = np.zeros(count, bool)
         self._repaired: dict[int, Pixels] = {}
         self.repair: Callable[[int], Pixels] | None = None
