@@ -167,7 +167,7 @@ def main() -> None:
         waited = f"{100 * run['wait_share']:.2f} % of the time waited for data"
         print(f"training r34 -> r18, bf16, train.prefetch={prefetch}: {waited}, {run['pairs_per_s']:.2f} pairs/s")
     print(
-        f"a list of {many['paths']:,} paths: {many['listed_s']:.1f} s to list, {many['seconds']:.1f} s with its digest, "
+        f"a list of {many['paths']:,} paths: {many['listed_s']:.1f} s to list, {many['seconds']:.1f} s with a digest, "
         f"peak {many['peak_mb']:.0f} MB, of which {many['before_mb']:.0f} MB are Python's and its packages'"
     )
     if options.out:
