@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import zlib
 from pathlib import Path
@@ -15,6 +16,8 @@ from edgeda.artifacts import CHECKPOINT, RECIPE, ROLES, SUMMARY, RunDirectory
 from edgeda.checkpoint import load_checkpoint
 from edgeda.data import Domains, load_domains
 from edgeda.data.batches import PairedBatches
+from edgeda.data.cache import SquareCache
+from edgeda.data.prefetch import Prefetched
 from edgeda.errors import InputError, from_os_error
 from edgeda.methods import METHODS, Stage, Workshop, method_name, stages
 from edgeda.models import Architecture, Network, backbone_name, build_network, load_network
@@ -54,7 +57,7 @@ def adapt(
             "selection by oracle reads target-test labels: give --target-test, or select by im, snd or last"
         )
     run = RunDirectory(claim(out, recipe, resume, overwrite))
-    data = load_domains(recipe.data)
+    data = load_domains(recipe.data, SquareCache(recipe.data.cache_bytes))
     recipe = resolve(recipe)
     networks, origins = _networks(recipe, planned, data, run if resume else None)
     workshop = _workshop(recipe, networks)
@@ -132,9 +135,9 @@ def _recipe_to_resume(out: Path | None, recipe: str | None, overrides: dict[str,
     saved = load_recipe(str(out / RECIPE))
     asked = load_recipe(recipe or str(out / RECIPE), overrides)
     resolved = resolve(asked)
-    for key, was, now in _differences(saved.model_dump(mode="json"), resolved.model_dump(mode="json")):
+    for key, was, now in _differences(saved.outcome(), resolved.outcome()):
         raise InputError(f"the run in {out} has another recipe: its {key} is {was}, now {now} was asked for")
-    return saved
+    return saved.at_workplace(asked)
 
 
 def check(recipe: Recipe) -> Recipe:
@@ -185,10 +188,14 @@ def _train(
         workshop.fabric.device,
     )
     images = _images_digest(data)
-    fingerprint = hashlib.sha256(f"{recipe.model_dump_json()}{images}".encode()).hexdigest()
+    fingerprint = hashlib.sha256(f"{json.dumps(recipe.outcome())}{images}".encode()).hexdigest()
     cache = StageCache(shared, recipe, images, origins) if shared else None
-    fit = Fit(workshop, planned, batches, data, run.path, watcher, fingerprint, origins, cache)
-    fit.run(resume)
+    feed = Prefetched(batches, recipe.train.prefetch)
+    fit = Fit(workshop, planned, feed, data, run.path, watcher, fingerprint, origins, cache)
+    try:
+        fit.run(resume)
+    finally:
+        feed.close()
     return fit
 
 
@@ -262,12 +269,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
 def _images_digest(data: Domains) -> str:
     digest = hashlib.sha256()
     for part in (data.source, data.source_test, data.target, data.target_test):
-        if part is None:
-            continue
-        digest.update("\n".join(part.names).encode("utf-8", "surrogateescape"))
-        digest.update(b"" if part.labels is None else part.labels.tobytes())
-        for at in range(0, len(part), 1024):
-            digest.update(part.squares[at : at + 1024].tobytes())
+        digest.update(part.digest() if part is not None else b"")
     return digest.hexdigest()
 
 

@@ -94,6 +94,10 @@ def adapt(
         str | None,
         typer.Option(help="auto (measured once on this machine), fp32, bf16 or fp16."),
     ] = None,
+    cache_gb: Annotated[
+        float | None,
+        typer.Option(help="Gigabytes of decoded images kept for other runs (docs/data.md); default: 20, 0: none."),
+    ] = None,
     out_: Annotated[Path | None, typer.Option("--out", help="Run directory; default: a new one under ./runs.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out from its checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
@@ -115,6 +119,7 @@ def adapt(
         "teacher.backbone": teacher, "student.backbone": student, "data.source": source, "data.target": target,
         "data.target_test": target_test, "method": method, "train.epochs": epochs, "train.batch_size": batch_size,
         "train.seed": seed, "select.rule": select, "train.precision": precision,
+        "data.cache_gb": cache_gb,
         "adapt.alignment": [name.strip() for name in alignment.split(",")] if alignment is not None else None,
     }  # fmt: skip
     options = {key: value for key, value in asked.items() if value is not None}

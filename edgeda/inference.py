@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from edgeda.data.augment import prepare
-from edgeda.runtime.preprocessing import Pixels, Preprocessing
+from edgeda.data.squares import Squares
+from edgeda.runtime.preprocessing import Preprocessing
 
 BATCH = 128
 
 
 @torch.inference_mode()
-def predict_logits(network: nn.Module, squares: Pixels, preprocessing: Preprocessing, batch: int = BATCH) -> Tensor:
+def predict_logits(network: nn.Module, squares: Squares, preprocessing: Preprocessing, batch: int = BATCH) -> Tensor:
     """Logits float32 `(N, C)` on the CPU of stored squares `(N, S, S, 3)`, in eval mode; the mode is put back."""
     device = next(network.parameters()).device
     was_training = network.training
@@ -31,7 +32,7 @@ def predict_logits(network: nn.Module, squares: Pixels, preprocessing: Preproces
 
 
 @torch.no_grad()
-def estimate_statistics(network: nn.Module, squares: Pixels, preprocessing: Preprocessing, batch: int = BATCH) -> None:
+def estimate_statistics(network: nn.Module, squares: Squares, preprocessing: Preprocessing, batch: int = BATCH) -> None:
     """Replace BatchNorm running statistics by those of stored squares `(N, S, S, 3)` (AdaBN, Li et al., 2016).
 
     Averages over batches, each a spread of the whole domain, so that images sorted by camera or hour

@@ -13,6 +13,7 @@ import torch
 
 from edgeda.errors import MachineError
 from edgeda.models import Architecture, build_network
+from edgeda.user_cache import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,7 @@ def _timed_step(network: torch.nn.Module, images: torch.Tensor, half: bool) -> f
 
 
 def _cache_file() -> Path:
-    base = os.environ.get("EDGEDA_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "edgeda" / "precision.json"
+    return cache_folder() / "precision.json"
 
 
 def _read_cache() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
@@ -116,6 +116,15 @@ class DataRecipe(Strict):
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     augment: AugmentRecipe = AugmentRecipe()
     video: VideoRecipe = VideoRecipe()
+    decode_ahead: Annotated[int, Field(ge=0)] = 200_000
+    """Images up to which a domain is decoded before training begins; a larger one is decoded as it is used."""
+    cache_gb: Annotated[Number, Field(ge=0)] = 20.0
+    """Gigabytes of decoded images that are kept for other runs in the user's cache folder; 0: none."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """The same as `cache_gb`."""
+        return round(self.cache_gb * 1e9)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -234,6 +243,8 @@ class TrainRecipe(Strict):
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads; 0: all cores, or OMP_NUM_THREADS where that is set."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    prefetch: Annotated[int, Field(ge=0, le=64)] = 2
+    """Batches made in the background while a step runs; 0: none."""
     clip_norm: Annotated[Number, Field(ge=0)] = 0.0
     """Largest gradient norm; 0: no clipping."""
     checkpoint_minutes: Annotated[Number, Field(ge=0)] = 2.0
@@ -246,6 +257,10 @@ class SelectRecipe(Strict):
 
     rule: Literal["im", "snd", "last", "oracle"] = "im"
     """im and snd need no target labels; oracle reads target-test labels and says so everywhere."""
+
+
+WORKPLACE = {"data": {"cache_gb"}, "train": {"prefetch"}}
+"""Keys that say how a machine works, not what comes out: they may differ when a run is resumed or shared."""
 
 
 class Recipe(Strict):
@@ -267,6 +282,19 @@ class Recipe(Strict):
     select: SelectRecipe = SelectRecipe()
     benchmark: BenchmarkRecipe | None = Field(default=None, exclude=True)
     """What `edgeda benchmark` runs; not part of any one run, so the resolved recipe has none."""
+
+    def outcome(self) -> dict[str, Any]:
+        """Everything that decides what comes out of a run, as JSON values."""
+        return self.model_dump(mode="json", exclude=WORKPLACE)
+
+    def at_workplace(self, other: Recipe) -> Recipe:
+        """This recipe, worked on as `other` says."""
+        return self.model_copy(update={
+            section: getattr(self, section).model_copy(
+                update={key: getattr(getattr(other, section), key) for key in keys}
+            )
+            for section, keys in WORKPLACE.items()
+        })  # fmt: skip
 
     def to_yaml(self) -> str:
         """The resolved recipe: loading it gives an equal one."""

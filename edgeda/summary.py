@@ -32,7 +32,7 @@ def finish(
         card = NetworkCard(network.architecture, data.classes, recipe.data.preprocessing, role)
         save_network(run.weights(role), best["weights"], card)
         network.load_state_dict(best["weights"])
-        logits[role] = predict_logits(network, data.target.squares, recipe.data.preprocessing)
+        logits[role] = predict_logits(network, data.target_judged.squares, recipe.data.preprocessing)
     selected = {role: best["record"] for role, best in fit.best.items()}
     verdict = judge(
         logits["student"], logits["source_only"], logits.get("teacher"),
@@ -64,6 +64,7 @@ def finish(
         "machine": machine(),
         "wall_s": round(fit.wall_s, 1),
         "pairs_per_s": round(fit.pairs_per_s, 2),
+        "wait_share": round(fit.wait_share, 4),
         "peak_memory_mb": _peak_memory_mb(),
         "selection": {"rule": recipe.select.rule, "epoch": selected["student"]["epoch"]},
         "accuracy": {role: _accuracies(role, fit) for role in ROLES},

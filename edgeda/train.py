@@ -19,7 +19,7 @@ from torch import Tensor
 from edgeda.artifacts import CHECKPOINT, METRICS
 from edgeda.checkpoint import load_checkpoint, save_checkpoint
 from edgeda.data import Domains, ImageSet, spread
-from edgeda.data.batches import PairedBatches
+from edgeda.data.prefetch import Prefetched
 from edgeda.errors import Diverged, InputError, Interrupted
 from edgeda.inference import estimate_statistics, predict_logits
 from edgeda.methods.base import Method, Stage, Workshop, plain_network
@@ -50,7 +50,7 @@ class Fit:
     """A run of stages over one workshop. `run()` trains; the rest is its state, saved and restored whole."""
 
     def __init__(
-        self, workshop: Workshop, stages: list[Stage], batches: PairedBatches, data: Domains, folder: Path,
+        self, workshop: Workshop, stages: list[Stage], batches: Prefetched, data: Domains, folder: Path,
         watcher: Watcher, fingerprint: str, origins: dict[str, str], cache: StageCache | None = None,
     ) -> None:  # fmt: skip
         self.workshop, self.stages, self.batches, self.data = workshop, stages, batches, data
@@ -65,6 +65,7 @@ class Fit:
         self.pairs, self.seconds = 0, 0.0
         self._sums: dict[str, float] = {}
         self._since: tuple[float, int] = (0.0, 0)
+        self._waited_before = 0.0
         self._saved = self._started = time.monotonic()
         self._begun, self._wall_before = time.monotonic(), 0.0
         self._stop = False
@@ -81,6 +82,13 @@ class Fit:
         epochs = [line for line in self.history if line["stage"] in adapting]
         seconds = sum(line["seconds"] for line in epochs)
         return float(sum(line["pairs_per_s"] * line["seconds"] for line in epochs) / max(seconds, 1e-9))
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time of training that it waited for batches, over the epochs trained here."""
+        epochs = [line for line in self.history if not line.get("shared")]
+        seconds = sum(line["seconds"] for line in epochs)
+        return float(sum(line["wait_share"] * line["seconds"] for line in epochs) / max(seconds, 1e-9))
 
     def run(self, resume: bool) -> None:
         """Train every stage to its end. Raises Interrupted (state saved) and Diverged (last good state kept)."""
@@ -156,7 +164,7 @@ class Fit:
         self._resume_clock()
         for step in range(done, total):
             self._train_mode(stage)
-            batch = self.batches.get(zlib.crc32(stage.name.encode()), step)
+            batch = self.batches.get(zlib.crc32(stage.name.encode()), step, total)
             try:
                 terms = method.step(batch, step / total)
             except Diverged as error:
@@ -193,10 +201,13 @@ class Fit:
         """Evaluate the stage's networks, let them compete for selection and write the line of metrics."""
         steps = self.batches.steps_per_epoch
         seconds, pairs = self.seconds - self._since[0], self.pairs - self._since[1]
+        waited = self.batches.waited_s - self._waited_before
+        self._waited_before = self.batches.waited_s
         record: Record = {
             "stage": stage.name, "epoch": epoch, "epochs": stage.epochs,
             "losses": {name: round(value / steps, 6) for name, value in self._sums.items()},
-            "seconds": round(seconds, 2), "pairs_per_s": round(pairs / max(seconds, 1e-9), 2), "networks": {},
+            "seconds": round(seconds, 2), "pairs_per_s": round(pairs / max(seconds, 1e-9), 2),
+            "wait_share": round(min(1.0, waited / max(seconds, 1e-9)), 4), "networks": {},
         }  # fmt: skip
         for role in stage.scores:
             record["networks"][role] = self._score(role, stage, epoch)

@@ -118,12 +118,15 @@ def run_directory(edgeda: Edgeda, folders: Folders, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Edgeda:
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, environment: dict[str, str]
+) -> Edgeda:
     """The same in this process, in an empty folder: faster, for what ends before training."""
     from edgeda.cli import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EDGEDA_DATA", raising=False)
+    monkeypatch.setenv("EDGEDA_CACHE", environment["EDGEDA_CACHE"])
     ours = logging.getLogger("edgeda")
     monkeypatch.setattr(ours, "handlers", [])
     monkeypatch.setattr(ours, "level", ours.level)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeda.data.domains import Labels, open_labelled, open_unlabelled
+from edgeda.data.cache import SquareCache
+from edgeda.data.domains import Domain, Labels, open_labelled, open_unlabelled
 from edgeda.data.images import ImageSet, decode, spread
 from edgeda.errors import InputError
 from edgeda.recipe import DataRecipe
@@ -18,6 +19,8 @@ __all__ = ["Domains", "ImageSet", "load_domains", "load_target", "load_test", "s
 log = logging.getLogger(__name__)
 
 HOLDOUT_SEED = 0
+JUDGED_IMAGES = 10_000
+"""Of a domain that is decoded as it is used, images that source accuracy and the verdict are computed on at most."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,22 @@ class Domains:
     target_test: ImageSet | None
 
     @property
+    def target_judged(self) -> ImageSet:
+        """Target images that the finished networks are compared on."""
+        return _judged(self.target)
+
+    @property
     def skipped(self) -> dict[str, list[str]]:
         """What could not be read, by domain."""
         parts = {"source": self.source, "target": self.target, "target_test": self.target_test}
         return {name: list(part.skipped) for name, part in parts.items() if part is not None and part.skipped}
 
 
-def load_domains(recipe: DataRecipe) -> Domains:
-    """Open, check and decode the domains of a recipe; InputError says which one is wrong and how."""
+def load_domains(recipe: DataRecipe, cache: SquareCache | None = None) -> Domains:
+    """Open, check and decode the domains of a recipe; InputError says which one is wrong and how.
+
+    `cache` keeps what is decoded for other runs.
+    """
     source_domain = open_labelled(recipe.source)
     _at_least_two(source_domain.classes, recipe.source)
     test_domain = open_labelled(recipe.target_test) if recipe.target_test else None
@@ -51,15 +62,18 @@ def load_domains(recipe: DataRecipe) -> Domains:
         test_domain.classes = classes
     target_domain = open_unlabelled(recipe.target, recipe.video)
 
-    source = decode(source_domain, recipe.preprocessing, "source")
+    def read(domain: Domain, what: str) -> ImageSet:
+        return decode(domain, recipe.preprocessing, what, cache=cache, ahead=recipe.decode_ahead)
+
+    source = read(source_domain, "source")
     present = np.unique(source.labels) if source.labels is not None else np.empty(0)
     if len(present) < len(classes):
         gone = [name for index, name in enumerate(classes) if index not in present]
         raise InputError(f"no readable source image is left of class {', '.join(gone)} in {recipe.source}")
-    target = decode(target_domain, recipe.preprocessing, "target")
-    test = decode(test_domain, recipe.preprocessing, "target-test") if test_domain is not None else None
+    target = read(target_domain, "target")
+    test = read(test_domain, "target-test") if test_domain is not None else None
     training, held_out = _hold_out(source, recipe.source_holdout)
-    return Domains(classes, training, held_out, target, test)
+    return Domains(classes, training, _judged(held_out) if held_out is not training else training, target, test)
 
 
 def load_target(recipe: DataRecipe, limit: int | None = None) -> ImageSet:
@@ -112,6 +126,10 @@ def _hold_out(source: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
         return source, source
     out = np.sort(np.asarray(held, np.int64))
     return source.take(np.setdiff1d(np.arange(len(source)), out)), source.take(out)
+
+
+def _judged(images: ImageSet) -> ImageSet:
+    return images if images.decoded else images.take(spread(len(images), JUDGED_IMAGES))
 
 
 def _some(names: list[str], most: int = 5) -> str:

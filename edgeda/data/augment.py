@@ -1,15 +1,23 @@
-"""Random geometry and light on whole uint8 batches: one affine sampling for crop, zoom, turn, shift and shear."""
+"""Random geometry and light on whole uint8 batches: one affine map for crop, zoom, turn, shift and shear.
+
+A map that neither turns nor shears shows an upright window of the square. Windows begin and end between pixels, so that
+on a CPU they are cut out and resized as bytes, ten times as fast as the sampling that other maps need.
+"""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from edgeda.recipe import AugmentRecipe
 from edgeda.runtime.preprocessing import Preprocessing
+
+CHUNK = 2**18
+"""Values that are normalized at a time: few enough for a core's own cache."""
 
 
 def prepare(
@@ -19,24 +27,28 @@ def prepare(
 
     Without `augment`, the central crop: the same numbers as the runtime's `network_input`.
     """
-    images = squares.permute(0, 3, 1, 2).float()
     if augment is None:
         offset = (preprocessing.stored_size - preprocessing.size) // 2
         stop = offset + preprocessing.size
-        images = images[:, :, offset:stop, offset:stop]
+        return _normalized(squares[:, offset:stop, offset:stop], preprocessing)
+    maps = affine_maps(len(squares), preprocessing, augment, random)
+    if is_upright(augment) and squares.device.type == "cpu":
+        images = _windows(squares, preprocessing.size, maps)
     else:
-        images = _sample(images, preprocessing.size, affine_maps(len(images), preprocessing, augment, random))
-        images = _light(images, augment, random)
-    mean = torch.tensor(preprocessing.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=images.device).view(1, 3, 1, 1)
-    return ((images / 255.0 - mean) / std).contiguous(memory_format=torch.channels_last)
+        images = _sample(squares, preprocessing.size, maps)
+    return _normalized(_light(images, augment, random), preprocessing)
+
+
+def is_upright(augment: AugmentRecipe) -> bool:
+    """Whether images are neither turned nor sheared."""
+    return not (augment.rotate or augment.shear)
 
 
 def affine_maps(count: int, preprocessing: Preprocessing, augment: AugmentRecipe, random: Generator | None) -> Tensor:
     """Maps `(count, 2, 3)` from output to input coordinates in [-1, 1], drawn on the CPU.
 
     The output window is `size / stored_size` of the stored square; with `augment.crop` random it lies
-    anywhere inside it, otherwise at its centre.
+    anywhere inside it, otherwise at its centre. An upright window has edges between pixels.
     """
 
     def uniform(low: float, high: float) -> Tensor:
@@ -51,19 +63,59 @@ def affine_maps(count: int, preprocessing: Preprocessing, augment: AugmentRecipe
         mirror = torch.where(torch.rand(count, generator=random) < 0.5, -1.0, 1.0)
     slack = (1.0 - window) if augment.crop == "random" else 0.0
     reach = slack + 2.0 * augment.translate * window
+    across, down = uniform(-reach, reach), uniform(-reach, reach)
+    if is_upright(augment):
+        side = (zoom * preprocessing.stored_size).round().clamp(min=1)
+        zoom = side / preprocessing.stored_size
+        across, down = (_between_pixels(centre, side, preprocessing.stored_size) for centre in (across, down))
     maps = torch.zeros(count, 2, 3)
     maps[:, 0, 0] = zoom * torch.cos(angle) * mirror
     maps[:, 0, 1] = zoom * (shear * torch.cos(angle) - torch.sin(angle))
     maps[:, 1, 0] = zoom * torch.sin(angle) * mirror
     maps[:, 1, 1] = zoom * (shear * torch.sin(angle) + torch.cos(angle))
-    maps[:, 0, 2] = uniform(-reach, reach)
-    maps[:, 1, 2] = uniform(-reach, reach)
+    maps[:, 0, 2] = across
+    maps[:, 1, 2] = down
     return maps
 
 
-def _sample(images: Tensor, size: int, maps: Tensor) -> Tensor:
+def _between_pixels(centre: Tensor, side: Tensor, stored: int) -> Tensor:
+    """The nearest centre in [-1, 1] that puts a window of `side` pixels on whole ones; the middle goes up and left."""
+    start = ((centre + 1) * stored - side) / 2
+    return (2 * (start - 1e-3).round() + side) / stored - 1
+
+
+def _windows(squares: Tensor, size: int, maps: Tensor) -> Tensor:
+    """Upright windows of squares `(B, S, S, 3)` as float32 `(B, size, size, 3)`; outside, the border is repeated."""
+    stored = squares.shape[1]
+    sides = (maps[:, 1, 1] * stored).round().long().tolist()
+    starts = (((maps[:, :, 2] + 1) * stored - maps[:, 1, 1, None] * stored) / 2).round().long().tolist()
+    mirrored = (maps[:, 0, 0] < 0).tolist()
+    images = torch.empty(len(squares), size, size, 3)
+    for square, image, side, (left, top), mirror in zip(squares, images, sides, starts, mirrored, strict=True):
+        window = _cut(square, left, top, side)
+        if side != size:
+            channels = window.permute(2, 0, 1)[None]
+            window = F.interpolate(channels, size=(size, size), mode="bilinear", align_corners=False)[0].permute(
+                1, 2, 0
+            )
+        image.copy_(window.flip(1) if mirror else window)
+    return images
+
+
+def _cut(square: Tensor, left: int, top: int, side: int) -> Tensor:
+    stored = len(square)
+    if 0 <= left <= stored - side and 0 <= top <= stored - side:
+        return square[top : top + side, left : left + side]
+    rows, columns = np.arange(top, top + side), np.arange(left, left + side)
+    return torch.from_numpy(square.numpy().take(rows, 0, mode="clip").take(columns, 1, mode="clip"))
+
+
+def _sample(squares: Tensor, size: int, maps: Tensor) -> Tensor:
+    """Squares `(B, S, S, 3)` seen through any maps, as float32 `(B, size, size, 3)`."""
+    images = squares.permute(0, 3, 1, 2).float()
     grid = F.affine_grid(maps.to(images.device), [len(images), 3, size, size], align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    seen = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return seen.permute(0, 2, 3, 1)
 
 
 def _light(images: Tensor, augment: AugmentRecipe, random: Generator | None) -> Tensor:
@@ -73,3 +125,21 @@ def _light(images: Tensor, augment: AugmentRecipe, random: Generator | None) -> 
     middle = images.mean(dim=(1, 2, 3), keepdim=True)
     images = (images - middle) * (1 + augment.contrast * draws[0]) + middle + 255 * augment.brightness * draws[1]
     return images.clamp(0, 255)
+
+
+def _normalized(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Images `(B, H, W, 3)` in units of bytes to what a network takes; float32 ones are changed in place."""
+    count, size = images.shape[:2]
+    mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
+    std = torch.tensor(preprocessing.std, dtype=torch.float64)
+    scale = (1 / (255 * std)).float().repeat(size).to(images.device)
+    shift = (mean / std).float().repeat(size).to(images.device)
+    whole = images if images.dtype == torch.float32 and images.is_contiguous() else None
+    out = torch.empty(count, size, size, 3, device=images.device) if whole is None else whole
+    step = max(1, CHUNK // (3 * size * size)) if images.device.type == "cpu" else max(1, count)
+    for at in range(0, count, step):
+        part = out[at : at + step]
+        if whole is None:
+            part.copy_(images[at : at + step])
+        part.view(-1, 3 * size).mul_(scale).sub_(shift)
+    return out.permute(0, 3, 1, 2)

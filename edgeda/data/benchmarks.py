@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from edgeda.data.catalogue import BENCHMARKS, Benchmark, Part, plain
 from edgeda.data.digit_files import read_digits
 from edgeda.data.domains import ArrayDomain, Domain, FileDomain, class_folders, image_list
+from edgeda.data.texts import Paths
 from edgeda.errors import InputError, did_you_mean, user_path
 
 log = logging.getLogger(__name__)
@@ -121,8 +123,8 @@ def _foldered(benchmark: Benchmark, name: str, folder: Path) -> FileDomain:
     known = {plain(label): index for index, label in enumerate(benchmark.classes)}
     numbers = np.asarray([known.get(plain(label), -1) for label in found.classes], np.int64)
     labels = numbers[found.labels] if len(found) else found.labels
-    kept = np.flatnonzero(labels >= 0).tolist()
-    domain = _domain(benchmark, name, [found.paths[index] for index in kept], labels[kept])
+    kept = np.flatnonzero(labels >= 0)
+    domain = _domain(benchmark, name, Paths(found.paths.texts.take(kept)), labels[kept])
     strangers = [label for label in found.classes if plain(label) not in known]
     domain.ignored = found.ignored + [f"{folder / label}{not_a_class(benchmark)}" for label in strangers]
     return domain
@@ -147,7 +149,7 @@ def _listed(benchmark: Benchmark, name: str, listed: Path, folder: Path) -> File
     return _domain(benchmark, name, paths, numbers[found.labels] if paths else found.labels)
 
 
-def _domain(benchmark: Benchmark, name: str, paths: list[Path], numbers: Any) -> FileDomain:
+def _domain(benchmark: Benchmark, name: str, paths: Sequence[Path], numbers: Any) -> FileDomain:
     """Files labelled by their number in the data set, renumbered to the classes that have files, order kept."""
     present = np.unique(numbers)
     classes = tuple(benchmark.classes[number] for number in present)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgeda.data.texts import Paths, Texts
 from edgeda.errors import InputError, did_you_mean, user_path
 from edgeda.recipe import VideoRecipe
 from edgeda.runtime.preprocessing import open_image
@@ -51,6 +54,14 @@ class Domain(ABC):
     def read(self, index: int) -> Image.Image:
         """Decode an item; InputError when it cannot be."""
 
+    def names(self, indices: NDArray[np.int64]) -> Texts:
+        """What to call each of some items."""
+        return Texts.of(map(self.item, indices.tolist()))
+
+    def stamp(self, indices: NDArray[np.int64]) -> str | None:
+        """Something that differs when the files behind some items do; None: they need no cache."""
+        return None
+
 
 class FileDomain(Domain):
     """Image files."""
@@ -59,16 +70,26 @@ class FileDomain(Domain):
         self, name: str, paths: Sequence[Path], labels: Labels | None = None, classes: tuple[str, ...] | None = None
     ) -> None:
         super().__init__(name, labels, classes)
-        self.paths = paths
+        self.paths = paths if isinstance(paths, Paths) else Paths.of(paths)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def item(self, index: int) -> str:
-        return str(self.paths[index])
+        return self.paths.texts[index]
 
     def read(self, index: int) -> Image.Image:
         return open_image(self.paths[index])
+
+    def names(self, indices: NDArray[np.int64]) -> Texts:
+        return self.paths.texts.take(indices)
+
+    def stamp(self, indices: NDArray[np.int64]) -> str | None:
+        digest = hashlib.sha256()
+        for text in self.names(indices):
+            whole = text if text[0] == "/" else os.path.abspath(text)
+            digest.update(f"{whole}\0{file_stamp(text)}\0".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
 
 
 class ArrayDomain(Domain):
@@ -86,6 +107,15 @@ class ArrayDomain(Domain):
 
     def read(self, index: int) -> Image.Image:
         return Image.fromarray(self.images[index])
+
+
+def file_stamp(path: str | Path) -> str:
+    """Size and time of change of a file; `gone` when it cannot be found."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return "gone"
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def open_labelled(spec: str) -> Domain:
@@ -127,7 +157,7 @@ def open_unlabelled(spec: str, video: VideoRecipe) -> Domain:
 
 def class_folders(root: Path) -> FileDomain:
     """`root/<class>/**/<image>`; classes are the sorted names of the folders that hold images."""
-    paths: list[Path] = []
+    paths: list[str] = []
     labels: list[int] = []
     names: list[str] = []
     ignored: list[str] = []
@@ -144,7 +174,7 @@ def class_folders(root: Path) -> FileDomain:
     ]
     if not paths and loose:
         raise InputError(f"{root} has {len(loose)} images but no class folders; expected {root}/<class name>/<image>")
-    domain = FileDomain(root.name, paths, np.asarray(labels, np.int64), tuple(names))
+    domain = FileDomain(root.name, Paths.of(paths), np.asarray(labels, np.int64), tuple(names))
     domain.ignored = ignored + [f"{path} (outside the class folders)" for path in sorted(loose)]
     return domain
 
@@ -152,36 +182,53 @@ def class_folders(root: Path) -> FileDomain:
 def any_folder(root: Path) -> FileDomain:
     """Every image below `root`."""
     ignored: list[str] = []
-    domain = FileDomain(root.name, list(_images_below(root, ignored)))
+    domain = FileDomain(root.name, Paths.of(_images_below(root, ignored)))
     domain.ignored = ignored
     return domain
 
 
 def image_list(path: Path, labelled: bool) -> FileDomain:
     """A text file with `path label` a line, paths relative to the list; labels are names or numbers."""
-    paths: list[Path] = []
-    words: list[str] = []
+    words: dict[str, int] = {}
+    numbers = array("q")
+    """Of each line's label, which of `words` it is."""
+
+    def lines() -> Iterator[str]:
+        folder = str(path.parent)
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                text = line.strip()
+                if not text or text.startswith("#"):
+                    continue
+                listed, word = _split(text)
+                if labelled and word is None:
+                    raise InputError(f"{path}, line {number}: expected 'path label', found '{text[:80]}'")
+                numbers.append(words.setdefault(word or "", len(words)))
+                yield os.path.join(folder, listed)
+
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        paths = Paths.of(lines())
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"image list {path} cannot be read as UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if not text or text.startswith("#"):
-            continue
-        parts = _LISTED.fullmatch(text)
-        head, last = parts.groups() if parts else ("", text)
-        has_label = bool(head) and Path(last).suffix.lower() not in IMAGE_SUFFIXES
-        if labelled and not has_label:
-            raise InputError(f"{path}, line {number}: expected 'path label', found '{text[:80]}'")
-        paths.append(path.parent / (head if has_label else text))
-        words.append(last if has_label else "")
     if not labelled:
         return FileDomain(path.stem, paths)
     numeric = all(re.fullmatch(r"-?[0-9]{1,9}", word) for word in words)
-    names = sorted(set(words), key=int) if numeric else sorted(set(words))
-    index = {name: position for position, name in enumerate(names)}
-    return FileDomain(path.stem, paths, np.asarray([index[word] for word in words], np.int64), tuple(names))
+    names = sorted(words, key=int) if numeric else sorted(words)
+    position = {name: index for index, name in enumerate(names)}
+    renumbered = np.asarray([position[word] for word in words], np.int64)
+    return FileDomain(path.stem, paths, renumbered[np.asarray(numbers, np.int64)], tuple(names))
+
+
+def _split(text: str) -> tuple[str, str | None]:
+    """The path and the label of a line of an image list; None when it has a path only."""
+    if "," in text:
+        parts = _LISTED.fullmatch(text)
+        head, last = parts.groups() if parts else ("", text)
+    else:  # the same, faster
+        head, last = words if len(words := text.rsplit(None, 1)) == 2 else ("", text)
+    if head and os.path.splitext(last)[1].lower() not in IMAGE_SUFFIXES:
+        return head, last
+    return text, None
 
 
 def _builtin(spec: str) -> Domain | None:
@@ -205,7 +252,7 @@ def _existing(spec: str) -> Path:
     return path
 
 
-def _images_below(folder: Path, ignored: list[str]) -> Iterator[Path]:
+def _images_below(folder: Path, ignored: list[str]) -> Iterator[str]:
     """Image files below a folder in sorted order; links are followed, each real folder once, never upwards."""
     seen: set[str] = set()
     top = Path(os.path.realpath(folder))
@@ -226,7 +273,7 @@ def _images_below(folder: Path, ignored: list[str]) -> Iterator[Path]:
             if name.startswith("."):
                 continue
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                yield Path(at, name)
+                yield os.path.join(at, name)
             else:
                 ignored.append(f"{_printable(os.path.join(at, name))} (not an image by its name)")
 

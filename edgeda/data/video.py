@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from edgeda.data.domains import Domain
+from edgeda.data.domains import Domain, file_stamp
 from edgeda.data.images import spread
 from edgeda.errors import InputError, require
 from edgeda.recipe import VideoRecipe
@@ -56,6 +58,10 @@ class VideoDomain(Domain):
         if index == len(self) - 1:
             self.close()
         return Image.fromarray(self._cv2.cvtColor(frame, self._cv2.COLOR_BGR2RGB))
+
+    def stamp(self, indices: NDArray[np.int64]) -> str | None:
+        frames = [self._frames[index] for index in indices.tolist()]
+        return f"{self._path.resolve()} {file_stamp(self._path)} {frames} OpenCV {self._cv2.__version__}"
 
     def close(self) -> None:
         """Let go of the file; reading again opens it anew."""

@@ -44,10 +44,10 @@ def parity_images(run: RunDirectory, images: str | None, role: str = "student") 
         if images is None and data.target_test:
             test = load_test(data.target_test, card.classes, card.preprocessing)
             kept = test.take(spread(len(test), LIMIT))
-            return CheckImages(kept.squares, f"target-test images ({test.name})", kept.labels, gmacs)
+            return CheckImages(kept.squares[:], f"target-test images ({test.name})", kept.labels, gmacs)
         target = load_target(data, LIMIT)
     except EdgedaError as error:
         if images is not None:
             raise
         raise InputError(f"the run's target images cannot be read ({error}); name a folder with --images") from error
-    return CheckImages(target.squares, f"target images ({target.name})", None, gmacs)
+    return CheckImages(target.squares[:], f"target images ({target.name})", None, gmacs)

@@ -1,0 +1,180 @@
+"""The data path against torchvision's: one run, ratios, no network.
+
+    python benchmarks/data_path.py [--images 1000] [--paths 1000000] [--out FILE]
+
+Makes JPEG files of 640 x 480 pixels out of scikit-learn's two photographs, reads them the usual way (ImageFolder,
+DataLoader with a process for each core, random resized crop, flip, ToTensor, Normalize) and through edgeda's cache with
+augmentation of the same kind, at 224 px; trains for some steps to see what share of the time is waited for data; and
+lists many paths in a process of its own. Needs torchvision and scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZE, BATCH = 224, 32
+LISTING = """
+import json, resource, sys, time
+from edgeda.data.domains import open_unlabelled
+from edgeda.data.images import decode
+from edgeda.recipe import VideoRecipe
+from edgeda.runtime.preprocessing import Preprocessing
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+started = time.perf_counter()
+domain = open_unlabelled(sys.argv[1], VideoRecipe())
+images = decode(domain, Preprocessing(224), "target", ahead=0)
+listed = time.perf_counter() - started
+images.digest()
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"paths": len(images), "listed_s": listed, "seconds": seconds, "before_mb": before, "peak_mb": peak}))
+"""
+
+
+def make_images(folder: Path, count: int) -> None:
+    """Cuts of two photographs, each of another place, size and brightness, in two class folders."""
+    from sklearn.datasets import load_sample_image
+
+    photographs = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
+    random = np.random.default_rng(0)
+    for number in range(count):
+        photograph = photographs[number % 2]
+        width = int(random.integers(320, 640))
+        height = width * 2 // 3
+        left, top = random.integers(0, 640 - width + 1), random.integers(0, 427 - height + 1)
+        cut = photograph.crop((left, top, left + width, top + height)).resize((640, 480), Image.Resampling.BICUBIC)
+        path = folder / str(number % 2) / f"{number:05}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        brightness = np.clip(np.arange(256) * random.uniform(0.7, 1.2), 0, 255).astype(int).tolist()
+        cut.point(brightness * 3).save(path, quality=90)
+
+
+def torchvision_rate(folder: Path) -> tuple[float, float]:
+    """Images a second of ImageFolder and DataLoader in a second epoch, and of the first, workers' start included."""
+    import torch
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    steps = [transforms.RandomResizedCrop(SIZE, (0.5, 1.0)), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]  # fmt: skip
+    data = ImageFolder(str(folder), transforms.Compose(steps))
+    loader = torch.utils.data.DataLoader(data, BATCH, shuffle=True, num_workers=len(os.sched_getaffinity(0)),
+                                         persistent_workers=True, prefetch_factor=4)  # fmt: skip
+    rates = []
+    for _ in range(2):
+        started = time.perf_counter()
+        seen = sum(len(images) for images, _ in loader)
+        rates.append(seen / (time.perf_counter() - started))
+    return rates[1], rates[0]
+
+
+def edgeda_rates(folder: Path, cache: Path) -> dict[str, float]:
+    """Seconds of decoding, of opening the cache, and images a second of batches out of it."""
+    from edgeda.data.batches import PairedBatches
+    from edgeda.data.cache import SquareCache
+    from edgeda.data.domains import class_folders
+    from edgeda.data.images import decode
+    from edgeda.data.prefetch import Prefetched
+    from edgeda.recipe import AugmentRecipe
+    from edgeda.runtime.preprocessing import Preprocessing
+
+    preprocessing, found = Preprocessing(SIZE), {}
+    for name in ("cold", "warm"):
+        started = time.perf_counter()
+        images = decode(class_folders(folder), preprocessing, "source", cache=SquareCache(10**10, cache))
+        found[f"{name}_s"] = time.perf_counter() - started
+    found["cold_rate"] = len(images) / found["cold_s"]
+    for name, augment in (
+        ("crop, flip", AugmentRecipe(crop="random", flip=True)),
+        ("crop, flip, zoom", AugmentRecipe(crop="random", flip=True, scale=(0.9, 1.3))),
+        ("crop, flip, zoom, turn", AugmentRecipe(crop="random", flip=True, scale=(0.9, 1.3), rotate=10)),
+    ):
+        feed = Prefetched(PairedBatches(images, images, preprocessing, augment, BATCH, 0), 0)
+        steps = 2 * feed.steps_per_epoch
+        rates = []
+        for turn in range(2):
+            started = time.perf_counter()
+            seen = sum(
+                2 * len(feed.get(turn, step).source_images) for step in range(steps // (4 if "turn" in name else 1))
+            )
+            rates.append(seen / (time.perf_counter() - started))
+        found[name] = rates[1]
+    return found
+
+
+def training(folder: Path, out: Path, prefetch: int) -> dict[str, float]:
+    """A short run at 224 px as a user starts it: pairs a second, and the share of time waited for data."""
+    from edgeda.recipe_file import load_recipe  # noqa: F401  (fails here, not in the child, when edgeda is missing)
+
+    command = [sys.executable, "-m", "edgeda", "adapt", "--source", str(folder), "--target", str(folder), "--student",
+               "r18", "--teacher", "r34", "--epochs", "1", "--batch-size", "16", "--precision", "bf16", "--json",
+               "--out", str(out)]  # fmt: skip
+    for pair in ("train.warmup_epochs=0", "teacher.pretrained=none", "student.pretrained=none",
+                 "method=kd-uda", f"train.prefetch={prefetch}"):  # fmt: skip
+        command += ["--set", pair]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    summary = json.loads(done.stdout)
+    return {key: summary[key] for key in ("wait_share", "pairs_per_s", "peak_memory_mb")}
+
+
+def listing(folder: Path, count: int) -> dict[str, float]:
+    """Seconds and memory of a target list of so many paths, of which no file exists."""
+    path = folder / "list.txt"
+    with path.open("w") as file:
+        file.writelines(f"cameras/{number % 1000:04}/2026-01-01/frame-{number:09}.jpg\n" for number in range(count))
+    done = subprocess.run([sys.executable, "-c", LISTING, str(path)], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--train-images", type=int, default=96)
+    parser.add_argument("--paths", type=int, default=1_000_000)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="edgeda-data-path-") as name:
+        root = Path(name)
+        os.environ["EDGEDA_CACHE"] = str(root / "cache")
+        make_images(root / "images", options.images)
+        make_images(root / "few", options.train_images)
+        base, first = torchvision_rate(root / "images")
+        ours = edgeda_rates(root / "images", root / "squares")
+        runs = {prefetch: training(root / "few", root / f"run{prefetch}", prefetch) for prefetch in (2, 0)}
+        many = listing(root, options.paths)
+    rows = [("torchvision ImageFolder + DataLoader, later epochs", base), ("the same, first epoch", first),
+            ("edgeda, decoding for the first time", ours["cold_rate"]),
+            *((f"edgeda, cached: {key}", value) for key, value in ours.items() if "," in key)]  # fmt: skip
+    print(f"{options.images} JPEG files of 640 x 480 at {SIZE} px, {len(os.sched_getaffinity(0))} cores\n")
+    print("| | images/s | times |\n|---|---:|---:|")
+    for what, rate in rows:
+        print(f"| {what} | {rate:,.0f} | {rate / base:.1f} |")
+    print(f"\nopening the cache: {ours['warm_s']:.2f} s; decoding: {ours['cold_s']:.1f} s")
+    for prefetch, run in runs.items():
+        waited = f"{100 * run['wait_share']:.2f} % of the time waited for data"
+        print(f"training r34 -> r18, bf16, train.prefetch={prefetch}: {waited}, {run['pairs_per_s']:.2f} pairs/s")
+    print(
+        f"a list of {many['paths']:,} paths: {many['listed_s']:.1f} s to list, {many['seconds']:.1f} s with a digest, "
+        f"peak {many['peak_mb']:.0f} MB, of which {many['before_mb']:.0f} MB are Python's and its packages'"
+    )
+    if options.out:
+        options.out.write_text(
+            json.dumps({"torchvision": base, **ours, "runs": runs, "listing": many}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
