@@ -25,6 +25,7 @@ from edgeda.recipe_file import load_recipe, parse_set
 from edgeda.run_folder import claim, clear, locked, write
 from edgeda.stage_cache import StageCache
 from edgeda.summary import finish
+from edgeda.tracking import Trackers
 from edgeda.train import Fit, Record, Watcher
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def adapt(
         log.info("the run %s has finished already: there is nothing to resume", out)
         return {"run": str(out), **RunDirectory(out).summary()}
     recipe = check(recipe)
+    Trackers(recipe.train.track)  # what is not installed is said before data are read
     planned = stages(recipe)
     if recipe.select.rule == "oracle" and recipe.data.target_test is None:
         raise InputError(
@@ -187,8 +189,15 @@ def _train(
     images = _images_digest(data)
     fingerprint = hashlib.sha256(f"{recipe.model_dump_json()}{images}".encode()).hexdigest()
     cache = StageCache(shared, recipe, images, origins) if shared else None
-    fit = Fit(workshop, planned, batches, data, run.path, watcher, fingerprint, origins, cache)
-    fit.run(resume)
+    trackers = Trackers(recipe.train.track)
+    fit = Fit(workshop, planned, batches, data, run.path, watcher, fingerprint, origins, cache, trackers)
+    finished = False
+    try:
+        trackers.begin(run.path, f"{recipe.name} {run.name}", recipe.model_dump(mode="json"))
+        fit.run(resume)
+        finished = True
+    finally:
+        trackers.close(finished)
     return fit
 
 

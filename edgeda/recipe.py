@@ -239,6 +239,8 @@ class TrainRecipe(Strict):
     checkpoint_minutes: Annotated[Number, Field(ge=0)] = 2.0
     """Minutes of training between two checkpoints, the most that a crash can lose; 0: every step.
     There is one at the end of every stage, too."""
+    track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
+    """Where the curves of metrics.jsonl also go: files in RUN/tensorboard, RUN/mlruns (extra `track`)."""
 
 
 class SelectRecipe(Strict):

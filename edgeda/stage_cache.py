@@ -64,7 +64,7 @@ class StageCache:
         before = [other for other in stages[:index] if roles & set(other.trains)]
         if any(other.reads is None for other in before):
             return None
-        dump = self._recipe.model_dump(mode="json")
+        dump = self._recipe.model_dump(mode="json", exclude={"train": {"track"}})
         sections = sorted({*ALWAYS, *stage.reads, *(name for other in before for name in other.reads or ())})
         key = {
             "format": FORMAT, "edgeda": __version__, "torch": torch.__version__, "images": self._images,
