@@ -1,11 +1,11 @@
-"""Training curves in TensorBoard and MLflow, made of the same records as metrics.jsonl. Nothing leaves the run's folder."""
+"""Training curves in TensorBoard and MLflow, of the same records as metrics.jsonl. Nothing leaves the run's folder."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -102,7 +102,10 @@ class _MlFlow:
         self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")
 
 
-_TRACKERS = {"tensorboard": _TensorBoard, "mlflow": _MlFlow}
+_TRACKERS: dict[str, Callable[[ModuleType, Path, str, Mapping[str, str]], Tracker]] = {
+    "tensorboard": _TensorBoard,
+    "mlflow": _MlFlow,
+}
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow.tracking"}
 
 

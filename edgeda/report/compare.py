@@ -76,7 +76,8 @@ def compare_runs(
     described = machine()
     return {
         "runs": [{"run": str(run.path), "method": summary.get("method"), "verdict": summary.get("verdict"),
-                  "says": verdict_lines(summary)} for run, summary in zip(runs, summaries, strict=True)],
+                  "says": [] if summary.get("method") == "source-only" else verdict_lines(summary)}
+                 for run, summary in zip(runs, summaries, strict=True)],
         "rows": rows,
         "conclusion": conclusion(rows),
         "ship": ship(rows, budget_ms, summaries[0].get("verdict")) if budget_ms is not None else None,
@@ -94,13 +95,13 @@ def _unmixed(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _add_pruned(measured: Measured, run: RunDirectory, shares: Sequence[float], train: Watcher | None) -> None:
     """Rows of the teacher pruned, in the engine that the student is measured in: ONNX Runtime if exported, or torch."""
-    from edgeda.report.pruned import Cut, Pruner, unique
+    from edgeda.report.pruned import COST_ONLY, Cut, Pruner, unique
 
     pruner = Pruner(run)
     own = [row for row in measured.rows if row["run"] == str(run.path) and row["network"] == "student"]
     exported = [row for row in own if (row["engine"], row["precision"]) == (_ORT, "fp32") and row["median_ms"]]
     student = next(iter(exported or [row for row in own if row["engine"] == TORCH and row["median_ms"]]), None)
-    cuts = [*(Cut(share, "asked for") for share in shares), *filter(None, [pruner.equal_gmacs()])]
+    cuts = [*(Cut(share, "") for share in shares), *filter(None, [pruner.equal_gmacs()])]
     with tempfile.TemporaryDirectory() as folder:
         if student is None:
             measured.notes.append("the student could not be measured, so no cut was searched for its latency")
@@ -110,6 +111,8 @@ def _add_pruned(measured: Measured, run: RunDirectory, shares: Sequence[float], 
             measured.notes.append(f"equal latency in {student['engine']}: {said}")
         for cut in unique(cuts):
             _add_cut(measured, pruner, cut, student["engine"] if student else TORCH, train, Path(folder))
+    if not all(row["trained"] for row in measured.rows if row["role"] == "pruned"):
+        measured.notes.append(COST_ONLY)
 
 
 def _search(measured: Measured, pruner: Pruner, student: Row, folder: Path) -> tuple[Cut | None, str]:
@@ -127,7 +130,7 @@ def _search(measured: Measured, pruner: Pruner, student: Row, folder: Path) -> t
 def _add_cut(
     measured: Measured, pruner: Pruner, cut: Cut, engine: str, train: Watcher | None, folder: Path
 ) -> None:  # fmt: skip
-    from edgeda.report.pruned import COST_ONLY, train_pruned
+    from edgeda.report.pruned import UNTRAINED, train_pruned
 
     trained = pruner.trained(cut.share) or (train_pruned(pruner, cut, train) if train else None)
     weights = trained.weights() if trained else folder / "cut.safetensors"
@@ -135,8 +138,9 @@ def _add_cut(
         known = {**facts(trained, trained.summary(), "student"), "note": f"trained: {trained.path}"}
     else:
         pruner.save(cut.share, weights)
-        known = {**facts(pruner.run, {}, "teacher"), "method": None, "note": COST_ONLY}
-    row = measured.add(_subject(cut.label, weights, engine, folder), {**known, "network": "pruned", "role": "pruned"})
+        known = {**facts(pruner.run, {}, "teacher"), "method": None}
+    label = cut.label if trained else f"{cut.label}, {UNTRAINED}"
+    row = measured.add(_subject(label, weights, engine, folder), {**known, "network": "pruned", "role": "pruned"})
     row["cut"], row["trained"] = cut.share, trained is not None
 
 
@@ -150,7 +154,9 @@ def _subject(label: str, weights: Path, engine: str, folder: Path) -> Subject:
 
     network, card = load_network(weights)
     path = folder / "measured.onnx"
-    export_onnx(network, Manifest(card.classes, card.preprocessing, card.architecture.backbone, "fp32", (1, None)), path)
+    export_onnx(
+        network, Manifest(card.classes, card.preprocessing, card.architecture.backbone, "fp32", (1, None)), path
+    )
     return file_subject(label, path, engine)
 
 
@@ -165,10 +171,10 @@ def compare_text(compared: Mapping[str, Any], width: int = 80) -> str:
     """The result of `compare_runs` as text: table, conclusion, what to ship, notes, machine."""
     shipped = (compared["ship"] or {}).get("row")
     marked = [
-        {**row, "mark": (FRONT if row["front"] else "") + (SHIPPED if at == shipped else "")}
+        {**row, "mark": (FRONT if row["front"] else " ") + (SHIPPED if at == shipped else " ")}
         for at, row in enumerate(compared["rows"])
     ]
-    empty = {column.key for column in COMPARE_COLUMNS if all(row.get(column.key) in (None, "") for row in marked)}
+    empty = {column.key for column in COMPARE_COLUMNS if all(row.get(column.key) in (None, "  ") for row in marked)}
     optional = {"mark", "energy_mj", "target_last"}
     columns = [column for column in COMPARE_COLUMNS if column.key not in empty & optional]
     lines = [f"run {run['run']} ({run['method'] or 'method not known'})" for run in compared["runs"]]

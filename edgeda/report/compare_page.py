@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeda.errors import InputError
 from edgeda.report.page import page, paragraph, write_page
-from edgeda.report.sections import comparison_section
+from edgeda.report.plots import comparison_section
 from edgeda.report.svg import escape
 
 
@@ -21,12 +21,16 @@ def write_comparison(compared: Mapping[str, Any], path: Path) -> Path:
         ", ".join(f"{run['run']} ({run['method']})" for run in compared["runs"]), "dim"
     ) + "</header>"  # fmt: skip
     best = (compared["ship"] or {}).get("sentence") or compared["conclusion"]
-    lines = "".join(paragraph(line) for lines in said for line in lines)
+    lines = "".join(paragraph(line[0].upper() + line[1:]) for lines in said for line in lines)
     write_page(
         path,
         page(
             "edgeda compare",
-            [head, f'<div class="verdict"><p>{escape(best)}</p>{lines}</div>', comparison_section(compared)],
+            [
+                head,
+                f'<div class="verdict"><p>{escape(best[0].upper() + best[1:])}</p>{lines}</div>',
+                comparison_section(compared),
+            ],
         ),
     )
     return path

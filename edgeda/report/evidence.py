@@ -49,8 +49,8 @@ class Evidence:
     missing: list[str] = field(default_factory=list)
 
 
-def collect(run: RunDirectory) -> Evidence:
-    """Everything that can be had of a run."""
+def collect(run: RunDirectory, finished: bool = True) -> Evidence:
+    """Everything that can be had of a run; of one that has not `finished`, its recipe."""
     found = Evidence()
     try:
         found.recipe = load_recipe(str(run.path / RECIPE))
@@ -59,7 +59,7 @@ def collect(run: RunDirectory) -> Evidence:
     networks: dict[str, Network] = {}
     classes: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
-    for role in (BEFORE, AFTER):
+    for role in (BEFORE, AFTER) if finished else ():
         try:
             networks[role], card = load_network(run.weights(role))
             classes, preprocessing = card.classes, card.preprocessing
@@ -89,6 +89,9 @@ def _images(
     shown = target.take(spread(len(target), EMBEDDED))
     for role, network in networks.items():
         _, found.logits[role] = outputs(network, found.test.squares, prepared)
+        broken = int((~np.isfinite(found.logits[role]).all(axis=1)).sum())
+        if broken:
+            found.missing.append(f"the {role.replace('_', '-')} gives outputs that are not finite on {broken} images")
         features = [outputs(network, images.squares, prepared)[0] for images in (source, shown)]
         found.features[role] = (features[0], features[1])
 
@@ -208,5 +211,3 @@ def _take(groups: Sequence[NDArray[np.int64]], most: int) -> list[int]:
         chosen += picked
         left -= len(picked)
     return chosen
-
-

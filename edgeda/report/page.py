@@ -81,13 +81,13 @@ def table(rows: Sequence[Row], columns: Sequence[Column], marked: Sequence[bool]
         f'<th scope="col">{escape(column.title)}{f" <small>{escape(column.unit)}</small>" if column.unit else ""}</th>'
         for column in columns
     )
+    numeric = [any(_is_number(row.get(column.key)) for row in rows) for column in columns]
     lines = []
     for index, row in enumerate(rows):
         cells = []
         for place, column in enumerate(columns):
-            value = row.get(column.key)
-            shown = escape(format_value(value, column.decimals))
-            kind = ' class="n"' if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
+            shown = escape(format_value(row.get(column.key), column.decimals))
+            kind = ' class="n"' if numeric[place] else ""
             cells.append(f'<th scope="row">{shown}</th>' if place == 0 else f"<td{kind}>{shown}</td>")
         style = ' class="marked"' if index < len(marked) and marked[index] else ""
         lines.append(f"<tr{style}>{''.join(cells)}</tr>")
@@ -95,6 +95,10 @@ def table(rows: Sequence[Row], columns: Sequence[Column], marked: Sequence[bool]
         f'<div class="wide" role="region" aria-label="table" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def facts(pairs: Mapping[str, object]) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 from edgeda.errors import InputError
 from edgeda.report.tables import Row, format_value
 
+LEVEL = 0.05
+"""Two latencies this close, relative to each other, are level: what differs is the measurement."""
 _BUDGET = re.compile(r"\s*([0-9.]+)\s*(us|ms|s)\s*")
 _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
@@ -29,16 +31,22 @@ def budget_ms(text: str) -> float:
 def front(rows: Sequence[Row]) -> list[bool]:
     """For each row, whether it is on the Pareto front of `target_accuracy` (high) and `median_ms` (low).
 
-    A row that lacks one of the two is not. Of rows level in both, all are.
+    A row that lacks one of the two is not. Of rows level in both, all are; latencies within `LEVEL` are level.
     """
     points = [(row.get("target_accuracy"), row.get("median_ms")) for row in rows]
     known = [(accuracy, ms) for accuracy, ms in points if accuracy is not None and ms is not None]
     return [
         accuracy is not None
         and ms is not None
-        and not any(a >= accuracy and m <= ms and (a > accuracy or m < ms) for a, m in known)
+        and not any(_beats(better, quicker, accuracy, ms) for better, quicker in known)
         for accuracy, ms in points
     ]
+
+
+def _beats(accuracy: float, ms: float, others_accuracy: float, others_ms: float) -> bool:
+    """Whether one row is as good as the other in both and clearly better in one."""
+    more_accurate, faster = accuracy > others_accuracy, ms * (1 + LEVEL) < others_ms
+    return accuracy >= others_accuracy and ms <= others_ms * (1 + LEVEL) and (more_accurate or faster)
 
 
 def ship(rows: Sequence[Row], budget: float, verdict: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -24,7 +24,11 @@ log = logging.getLogger(__name__)
 TOLERANCE = 0.03
 """Two latencies this close, relative to each other, are called the same."""
 SEARCH_STEPS = 7
-COST_ONLY = "cost only: channels of the smallest weights removed, not trained, so it has no accuracy"
+UNTRAINED = "not trained"
+COST_ONLY = (
+    "not trained: cost only, with the channels of the smallest weights removed and no accuracy to speak of; "
+    "--train-pruned trains them"
+)
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,12 @@ class Cut:
 
     share: float
     purpose: str
-    """`asked for`, `GMACs of the student`, `latency of the student`, ..."""
+    """What it has in common with the student, such as `its GMACs`; empty for a cut that was asked for."""
 
     @property
     def label(self) -> str:
         """What the row is called."""
-        return f"teacher pruned {100 * self.share:.3g} % ({self.purpose})"
+        return f"teacher - {100 * self.share:.3g} %" + (f", {self.purpose}" if self.purpose else "")
 
 
 class Pruner:
@@ -71,7 +75,7 @@ class Pruner:
     def most(self) -> float:
         """The largest share that can go."""
         low, high = 0.0, 1.0
-        for _ in range(10):
+        for _ in range(7):
             middle = (low + high) / 2
             try:
                 self.network(middle)
@@ -86,7 +90,7 @@ class Pruner:
         if share <= 0:
             log.warning("the teacher takes no more GMACs than the student: it need not be pruned to be as small")
             return None
-        return Cut(share, "GMACs of the student")
+        return Cut(share, "the student's GMACs")
 
     def equal_latency(self, target_ms: float, measure: Callable[[float], float]) -> tuple[Cut | None, str]:
         """The cut at which `measure(share)`, in ms, is `target_ms`, by halving; and what was found, in words."""
@@ -108,7 +112,7 @@ class Pruner:
                 break
             low, high = (middle, high) if found > target_ms else (low, middle)
         said = f"pruned by {best[1]:.1%} the teacher takes {best[2]:.3g} ms, the student {target_ms:.3g} ms"
-        return Cut(best[1], "latency of the student"), said
+        return Cut(best[1], "the student's latency"), said
 
     def folder(self, share: float) -> Path:
         """Where a trained version lies: beside the run."""
@@ -147,7 +151,7 @@ def unique(cuts: Sequence[Cut]) -> list[Cut]:
 
 
 def train_pruned(pruner: Pruner, cut: Cut, watcher: Watcher) -> RunDirectory:
-    """The teacher pruned by transfer channel pruning and fine-tuned, as `edgeda prune` does, in a run beside its own."""
+    """The teacher pruned and fine-tuned as `edgeda prune` does it, in a run beside its own."""
     from edgeda.adapt import adapt
     from edgeda.methods.tcp import prune_recipe
 

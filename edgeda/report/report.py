@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from edgeda.artifacts import METRICS, SUMMARY, RunDirectory
 from edgeda.errors import EdgedaError, InputError
 from edgeda.profiling.latency import Latency, measure_latency
-from edgeda.profiling.machine import compute_threads, machine, machine_line
+from edgeda.profiling.machine import compute_threads, machine
 from edgeda.profiling.subjects import noise, weights_subject
 from edgeda.report.compare import compare_runs
 from edgeda.report.evidence import Evidence, collect
 from edgeda.report.page import page, write_page
-from edgeda.report.sections import (
-    accuracy_section,
-    comparison_section,
-    cost_section,
-    features_section,
-    head_section,
-    headline,
-    recipe_section,
-    samples_section,
-    training_section,
-)
+from edgeda.report.plots import comparison_section, cost_section, features_section, training_section
+from edgeda.report.sections import accuracy_section, head_section, headline, recipe_section, samples_section
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +38,7 @@ def write_report(
         raise InputError(f"--out {path} is a folder; name the file to write")
     summary = run.summary() if (run.path / SUMMARY).is_file() else {}
     history = read_history(run)
-    found = collect(run) if summary else Evidence()
-    if not summary:
-        found.recipe = collect(run).recipe
+    found = collect(run, finished=bool(summary))
     compared, calls = _measured(run, summary, found, seconds, threads)
     for line in found.missing:
         log.warning("%s", line)
@@ -107,10 +98,8 @@ def single_calls(run: RunDirectory, seconds: float, threads: int) -> tuple[list[
     return timed_calls(lambda: opened.backend(images), seconds)
 
 
-def timed_calls(call: Any, seconds: float) -> tuple[list[float], Latency]:
+def timed_calls(call: Callable[[], object], seconds: float) -> tuple[list[float], Latency]:
     """`measure_latency` of `call` with the durations that it summarized, in ms."""
-    import time
-
     stamps: list[int] = []
 
     def clock() -> int:
@@ -120,6 +109,3 @@ def timed_calls(call: Any, seconds: float) -> tuple[list[float], Latency]:
     latency = measure_latency(call, budget_s=seconds, clock_ns=clock)
     timed = stamps[-2 * latency.n :]  # the clock is read right before and right after each call
     return [(after - before) / 1e6 for before, after in zip(timed[::2], timed[1::2], strict=True)], latency
-
-
-__all__ = ["machine_line", "read_history", "single_calls", "timed_calls", "write_report"]

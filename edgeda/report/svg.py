@@ -38,6 +38,8 @@ class Axis:
     start: float
     end: float
     log: bool = False
+    whole: bool = False
+    """Ticks at whole numbers only."""
 
     def at(self, value: float) -> float:
         """Where a value lies."""
@@ -54,11 +56,14 @@ class Axis:
             return inside if len(inside) <= 8 else [v for v in inside if math.log10(v) % 1 < 1e-9] or inside[::3]
         step = 10.0 ** math.floor(math.log10((self.high - self.low) / 4))
         step *= next(f for f in (1, 2, 5, 10) if (self.high - self.low) / (f * step) <= 5.5)
+        step = max(step, 1.0) if self.whole else step
         first = math.ceil(self.low / step - 1e-9)
         return [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def axis(values: Sequence[float], start: float, end: float, *, zero: bool = False, log: bool = False) -> Axis:
+def axis(
+    values: Sequence[float], start: float, end: float, *, zero: bool = False, log: bool = False, whole: bool = False
+) -> Axis:
     """An axis around finite `values` with a little room; from 0 on where `zero`."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if log and low > 0:
@@ -69,7 +74,7 @@ def axis(values: Sequence[float], start: float, end: float, *, zero: bool = Fals
         low, high = low - 0.5, high + 0.5
         low = max(low, 0.0) if zero else low
     room = 0.05 * (high - low)
-    return Axis(low if zero and low >= 0 else low - room, high + room, start, end)
+    return Axis(low if zero and low >= 0 else low - room, high + room, start, end, whole=whole)
 
 
 def number(value: float) -> str:
@@ -114,7 +119,7 @@ def _polygon(look: str, tip: str, *corners: Point) -> str:
 
 def frame(horizontal: Axis, vertical: Axis, x_label: str, y_label: str) -> list[str]:
     """Grid lines, tick texts and the names of both axes; the name of the vertical one stands above it."""
-    parts = [text(horizontal.start, vertical.end - 10, y_label, kind="name")] if y_label else []
+    parts = [text(4, vertical.end - 10, y_label, kind="name")] if y_label else []
     for value in vertical.ticks():
         y = vertical.at(value)
         parts.append(f'<path class="grid" d="M{horizontal.start:.1f} {y:.1f}H{horizontal.end:.1f}"/>')
@@ -132,9 +137,12 @@ def frame(horizontal: Axis, vertical: Axis, x_label: str, y_label: str) -> list[
 def lines(
     title: str, description: str, series: Mapping[str, Sequence[Point]], x_label: str, y_label: str, zero: bool = True
 ) -> str:
-    """Curves with a mark at each point; a legend goes beside them."""
+    """Curves with a mark at each point; a legend goes beside them. What is not finite is left out."""
+    series = {
+        name: [(x, y) for x, y in values if math.isfinite(x) and math.isfinite(y)] for name, values in series.items()
+    }
     points = [point for values in series.values() for point in values]
-    horizontal = axis([x for x, _ in points], 42, 350)
+    horizontal = axis([x for x, _ in points], 42, 350, whole="epoch" in x_label)
     vertical = axis([y for _, y in points], 190, 28, zero=zero)
     body = frame(horizontal, vertical, x_label, y_label)
     for index, (name, values) in enumerate(series.items()):
@@ -160,7 +168,11 @@ def scatter(title: str, description: str, groups: Mapping[str, Sequence[Point]])
 
 
 def bars(
-    title: str, description: str, rows: Sequence[tuple[str, Sequence[float | None]]], unit: str, top: float | None = None
+    title: str,
+    description: str,
+    rows: Sequence[tuple[str, Sequence[float | None]]],
+    unit: str,
+    top: float | None = None,
 ) -> str:
     """Horizontal bars, one a series and row, each with its value at the end; None is drawn as `not known`."""
     count = max((len(values) for _, values in rows), default=1)
@@ -179,8 +191,9 @@ def bars(
                 body.append(text(start + 3, at + thick - 2, "not known", kind="dim"))
                 continue
             width = max(scale.at(value) - start, 0.8)
-            body.append(f'<rect class="b s{index}" x="{start:.1f}" y="{at:.1f}" width="{width:.1f}" '
-                        f'height="{thick - 2}"><title>{escape(label)}: {value:.4g} {escape(unit)}</title></rect>')  # fmt: skip
+            tip = f"<title>{escape(label)}: {value:.4g} {escape(unit)}</title>"
+            place = f'x="{start:.1f}" y="{at:.1f}" width="{width:.1f}" height="{thick - 2}"'
+            body.append(f'<rect class="b s{index}" {place}>{tip}</rect>')
             body.append(text(start + width + 4, at + thick - 2.5, f"{value:.3g}", kind="value"))
         y += height + gap
     return svg(title, description, y + 2, body)
@@ -197,7 +210,8 @@ def histogram(title: str, description: str, values: Sequence[float], x_label: st
         if value <= high:
             counts[min(int((value - low) / width), bins - 1)] += 1
     horizontal = Axis(low, low + bins * width, 42, 350)
-    vertical = axis([0, *counts], 190, 28, zero=True)
+    top = 24 + 13.0 * len(marks)
+    vertical = axis([0, *counts], 190, top, zero=True)
     body = frame(horizontal, vertical, x_label, "calls")
     for index, seen in enumerate(counts):
         if seen:
@@ -206,9 +220,10 @@ def histogram(title: str, description: str, values: Sequence[float], x_label: st
                         f'height="{190 - y:.1f}"/>')  # fmt: skip
     for row, (name, value) in enumerate(marks.items()):
         x = horizontal.at(value)
-        left = x > 260
-        body.append(f'<path class="mark" d="M{x:.1f} 190V{32 + 13 * row}"/>')
-        body.append(text(x + (-4 if left else 4), 40 + 13 * row, f"{name} {value:.3g}", "end" if left else "start"))
+        left = x > 240
+        body.append(f'<path class="mark" d="M{x:.1f} 190V{6 + 13 * row}"/>')
+        label = text(x + (-4 if left else 4), 14 + 13 * row, f"{name} {value:.3g}", "end" if left else "start", "value")
+        body.append(label)
     return svg(title, description, 232, body)
 
 
@@ -256,11 +271,17 @@ def pareto(
         body.append(f'<path class="front" d="{"".join(steps)}H350"/>')
     if budget:
         x = horizontal.at(budget)
-        body += [f'<path class="mark" d="M{x:.1f} 190V28"/>', text(x - 4, 38, f"budget {budget:.3g} ms", "end")]
+        body += [f'<path class="mark" d="M{x:.1f} 190V28"/>', text(x - 4, 185, f"budget {budget:.3g} ms", "end")]
+    taken: list[Point] = []
     for number_, (name, ms, percent, on_front, series) in enumerate(points, 1):
         x, y = horizontal.at(ms), vertical.at(percent)
         if on_front:
             body.append(f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="7"/>')
         body.append(marker(x, y, series, 3.6, f"{number_}. {name}: {ms:.3g} ms, {percent:.1f} %"))
-        body.append(text(x + (9 if x < 330 else -9), y - 5, number_, "start" if x < 330 else "end", "value"))
+        right = x < 335
+        place = (x + (9 if right else -9), y - 5)
+        while any(abs(place[0] - other[0]) < 12 and abs(place[1] - other[1]) < 10 for other in taken):
+            place = (place[0], place[1] + 10)
+        taken.append(place)
+        body.append(text(*place, number_, "start" if right else "end", "value"))
     return svg(title, description, 232, body)
