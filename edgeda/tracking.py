@@ -88,6 +88,7 @@ class _TensorBoard:
 
 class _MlFlow:
     def __init__(self, module: ModuleType, place: Path, name: str, parameters: Mapping[str, str]) -> None:
+        (place / ".trash").mkdir(parents=True)  # its store of this folder may be one that saw it go
         self._client = module.MlflowClient(place.absolute().as_uri())
         experiment = self._client.create_experiment("edgeda")
         self._run = self._client.create_run(experiment, run_name=name).info.run_id

@@ -35,7 +35,7 @@ COMPARE_COLUMNS = (
     Column("size_mb", "size", "MB"),
     Column("median_ms", "median", "ms"),
     Column("p99_ms", "p99", "ms"),
-    Column("energy_mj", "energy", "mJ"),
+    Column("energy_mj_per_image", "energy", "mJ"),
 )
 FRONT, SHIPPED = "*", ">"
 _LEVEL = 0.05
@@ -175,7 +175,7 @@ def compare_text(compared: Mapping[str, Any], width: int = 80) -> str:
         for at, row in enumerate(compared["rows"])
     ]
     empty = {column.key for column in COMPARE_COLUMNS if all(row.get(column.key) in (None, "  ") for row in marked)}
-    optional = {"mark", "energy_mj", "target_last"}
+    optional = {"mark", "energy_mj_per_image", "target_last"}
     columns = [column for column in COMPARE_COLUMNS if column.key not in empty & optional]
     lines = [f"run {run['run']} ({run['method'] or 'method not known'})" for run in compared["runs"]]
     lines += [text_table(marked, columns, width), ""]
@@ -196,7 +196,7 @@ def _on_target(by_role: Mapping[str, Row]) -> str:
         by_role[role].get("target_accuracy") for role in ("student", "teacher", "source_only")
     )
     if student is None:
-        if any(row.get("target_accuracy") is not None for row in by_role.values()) or not by_role["student"]:
+        if any(row.get("target_accuracy") is not None for row in by_role.values()):
             return "no adapted student with a known accuracy on the target is among them"
         return "accuracy on the target is not known, as the run had no target labels"
     said = f"the adapted student reaches {student:.1f} % on the target"

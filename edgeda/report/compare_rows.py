@@ -85,7 +85,6 @@ def facts(run: RunDirectory, summary: Mapping[str, Any], role: str) -> dict[str,
         **found,
         "target_accuracy": found["target_selected"],
         "source_accuracy": accuracy(summary, role, "source"),
-        "energy_mj": None,
     }
 
 

@@ -147,7 +147,7 @@ COMPARED = (
     Column("target_selected", "target selected", "%", 1), Column("target_last", "target last", "%", 1),
     Column("target_oracle", "target oracle*", "%", 1), Column("source_accuracy", "source", "%", 1),
     Column("gmacs", "GMACs"), Column("params_m", "params", "M"), Column("size_mb", "size", "MB"),
-    Column("median_ms", "median", "ms"), Column("p99_ms", "p99", "ms"), Column("energy_mj", "energy", "mJ"),
+    Column("median_ms", "median", "ms"), Column("p99_ms", "p99", "ms"), Column("energy_mj_per_image", "energy", "mJ"),
     Column("front", "on the front"),
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from edgeda.channels import widths
 from edgeda.errors import InputError
 from edgeda.models import Network, NetworkCard, load_network, save_network
 from edgeda.profiling.complexity import torch_complexity
-from edgeda.pruning import prunable, prune_to
+from edgeda.pruning import largest_cut, prunable, prune_to
 from edgeda.train import Watcher
 
 log = logging.getLogger(__name__)
@@ -52,16 +53,18 @@ class Pruner:
         if not run.weights("teacher").is_file():
             raise InputError(f"--pruned prunes a run's teacher, and {run.path} has none")
         self.run = run
-        network, self.card = load_network(run.weights("teacher"))
+        self._teacher, self.card = load_network(run.weights("teacher"))
         self.size = self.card.preprocessing.size
-        self.gmacs = torch_complexity(network, self.size).gmacs
-        prunable(network)  # says so where there is nothing to prune
+        self.gmacs = torch_complexity(self._teacher, self.size).gmacs
+        prunable(self._teacher)  # says so where there is nothing to prune
         student, _ = load_network(run.weights("student"))
         self.student_gmacs = torch_complexity(student, self.size).gmacs
 
     def network(self, share: float) -> Network:
         """A copy without so large a share of its MACs, by weight magnitude; InputError where that is too much."""
-        network, _ = load_network(self.run.weights("teacher"))
+        network = copy.deepcopy(self._teacher)
+        if share <= 0:
+            return network
         scores = {name: _magnitude(network.get_submodule(name)) for name in widths(network, prunable(network))}
         prune_to(network, scores, self.gmacs * (1 - share), self.size)
         return network
@@ -74,15 +77,7 @@ class Pruner:
 
     def most(self) -> float:
         """The largest share that can go."""
-        low, high = 0.0, 1.0
-        for _ in range(7):
-            middle = (low + high) / 2
-            try:
-                self.network(middle)
-                low = middle
-            except InputError:
-                high = middle
-        return low
+        return largest_cut(self._teacher, self.size)
 
     def equal_gmacs(self) -> Cut | None:
         """The cut that leaves the student's GMACs; None, with a warning, where there is none."""

@@ -99,13 +99,13 @@ def single_calls(run: RunDirectory, seconds: float, threads: int) -> tuple[list[
 
 
 def timed_calls(call: Callable[[], object], seconds: float) -> tuple[list[float], Latency]:
-    """`measure_latency` of `call` with the durations that it summarized, in ms."""
-    stamps: list[int] = []
+    """`measure_latency` of `call` with the durations of the calls that it summarized, in ms."""
+    durations: list[float] = []
 
-    def clock() -> int:
-        stamps.append(time.perf_counter_ns())
-        return stamps[-1]
+    def timed() -> None:
+        begun = time.perf_counter_ns()
+        call()
+        durations.append((time.perf_counter_ns() - begun) / 1e6)
 
-    latency = measure_latency(call, budget_s=seconds, clock_ns=clock)
-    timed = stamps[-2 * latency.n :]  # the clock is read right before and right after each call
-    return [(after - before) / 1e6 for before, after in zip(timed[::2], timed[1::2], strict=True)], latency
+    latency = measure_latency(timed, budget_s=seconds)
+    return durations[-latency.n :], latency
