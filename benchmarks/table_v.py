@@ -7,8 +7,8 @@ channel as likely to go as any other, and there is no accuracy to speak of. Late
 on weights. GMACs are what was asked for; how many parameters go with them depends on which layers the channels
 are taken from, so that column compares with Table V only roughly.
 int8 is U8S8, weights per channel, quantized by ONNX Runtime's own tool on random images: right for speed, of no use
-for accuracy. Latency is the median of one image's calls in ONNX Runtime; each model is measured once a round, in turn, and compared with
-the ResNet-50 of the same round.
+for accuracy. Latency is the median of one image's calls in ONNX Runtime; each model is measured once a round, in turn,
+and compared with the ResNet-50 of the same round and precision.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
 PROBE = """<script>
 addEventListener("load", () => parent.postMessage(JSON.stringify({
   width: innerWidth, scroll: document.documentElement.scrollWidth, title: document.title,
-  plots: [...document.querySelectorAll("figure > svg")].map(s => [s.getAttribute("aria-label"), s.getBoundingClientRect().width,
+  plots: [...document.querySelectorAll("figure > svg")].map(s => [
+    s.getAttribute("aria-label"), s.getBoundingClientRect().width,
     s.getBoundingClientRect().height, s.querySelectorAll("path,rect,circle,polygon").length]),
   images: [...document.images].map(i => [i.naturalWidth, i.alt]), requests: performance.getEntriesByType("resource")
     .filter(e => !e.name.startsWith("data:")).map(e => e.name) }), "*"));

@@ -42,7 +42,7 @@ def test_latencies_that_differ_by_the_measurement_alone_decide_nothing():
 
 
 def test_a_budget_buys_the_most_accurate_that_fits_or_names_the_nearest():
-    rows = [row(80, 10), row(70, 4, p99_ms=9.0), row(60, 1)]
+    rows = [row(80, 10), row(70, 4, p99_ms=9.0), row(60, 1.0)]
     assert ship(rows, 12)["row"] == 0
     bought = ship(rows, 5)
     assert bought["row"] == 1
@@ -102,9 +102,8 @@ def test_an_oracle_is_never_shown_as_selected(tmp_path: Path):
 
 
 def test_exports_are_known_by_name_and_by_their_own_manifest(tmp_path: Path):
-    assert [exported_role(name) for name in ("student-int8.onnx", "teacher/model.onnx", "source_only/x.xml", "x.onnx")] == [
-        "student", "teacher", "source_only", "student",
-    ]  # fmt: skip
+    names = ("student-int8.onnx", "teacher/model.onnx", "source_only/x.xml", "x.onnx")
+    assert [exported_role(name) for name in names] == ["student", "teacher", "source_only", "student"]
     for name in ("a", "b"):
         (tmp_path / f"{name}.onnx").write_bytes(name.encode())
     digest = "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"  # SHA-256 of b"a"
