@@ -1,5 +1,5 @@
 #!/bin/sh
-# The main job on built-in real images: adapt, export, profile, compare. `make demo` runs it.
+# The main job on built-in real images: adapt, export, profile, compare, report. `make demo` runs it.
 set -eu
 run=runs/demo
 start=$(date +%s)
@@ -10,6 +10,7 @@ say edgeda adapt --teacher r50 --student r18 --out "$run" --overwrite
 say edgeda export "$run" --onnx
 say edgeda profile "$run" --budget 0.5
 say edgeda compare "$run"
+say edgeda report "$run"
 
 cat <<END
 

@@ -1,32 +1,84 @@
-"""The commands that put results side by side: compare."""
+"""The commands that put results side by side, or on one page: compare, report."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from edgeda.cli_options import Json, Threads
-from edgeda.console import print_result, terminal_width
-from edgeda.errors import require
+from edgeda.console import TrainingDisplay, print_result, terminal_width
+from edgeda.errors import InputError, require
 
 
 def compare(
     run: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Run directories; default: the newest run."),
+        typer.Argument(metavar="[RUN]...", help="Finished run directories, in one table; default: the newest run."),
     ] = None,
+    pruned: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CUTS",
+            help="Add the first run's teacher pruned by these shares of its GMACs (0.12,0.45), and by as much as "
+            "gives it the student's GMACs and the student's measured latency. A trained version beside the run is "
+            "used where there is one; otherwise only the cost is measured.",
+        ),
+    ] = None,
+    train_pruned: Annotated[
+        bool,
+        typer.Option("--train-pruned", help="Train the pruned teachers that are missing, as `edgeda prune` does."),
+    ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Most that one image may take, such as 5ms: says which row to ship."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the comparison as one HTML file.")] = None,
     threads: Threads = None,
-    budget: Annotated[float, typer.Option(help="Seconds of measuring for each row.", min=0.01)] = 0.5,
+    seconds: Annotated[float, typer.Option(help="Seconds of measuring for each row.", min=0.01)] = 0.5,
     json_: Json = False,
 ) -> None:
-    """Teacher, student and source-only student side by side: accuracy, GMACs, parameters, size, latency."""
+    """Networks and exports of one or several runs in one table: accuracy, GMACs, parameters, size, latency."""
     require("torch", "train", "comparing the networks of a run")
     from edgeda.artifacts import find_run
-    from edgeda.report.compare import compare_run, compare_text
+    from edgeda.report.compare import compare_runs, compare_text
+    from edgeda.report.compare_page import write_comparison
+    from edgeda.report.pareto import budget_ms
+    from edgeda.report.pruned import parse_cuts
 
+    if train_pruned and not pruned:
+        raise InputError("--train-pruned needs --pruned, the cuts to train")
+    limit = budget_ms(budget) if budget is not None else None
+    cuts = parse_cuts(pruned) if pruned is not None else ()
     runs: list[str | None] = [*run] if run else [None]
-    results = [compare_run(found, budget_s=budget, threads=threads) for found in map(find_run, runs)]
-    print_result(
-        json_, {"runs": results}, lambda: "\n\n".join(compare_text(result, terminal_width()) for result in results)
-    )
+    display = TrainingDisplay() if train_pruned else None
+    try:
+        result = compare_runs(
+            [find_run(name) for name in runs], pruned=cuts, train=display, budget_ms=limit, seconds=seconds,
+            threads=threads,
+        )  # fmt: skip
+    finally:
+        if display:
+            display.close()
+    if html is not None:
+        result["html"] = str(write_comparison(result, html))
+    print_result(json_, result, lambda: compare_text(result, terminal_width()))
+
+
+def report(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run directory, finished or not; default: the newest run.")
+    ] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="The file to write; default: RUN/report.html.")] = None,
+    seconds: Annotated[float, typer.Option(help="Seconds of measuring latency for each row.", min=0.01)] = 0.5,
+    threads: Threads = None,
+    json_: Json = False,
+) -> None:
+    """One self-contained HTML page on a run: the verdict, accuracy, what changed, what it costs."""
+    require("torch", "train", "a report on a run")
+    from edgeda.artifacts import find_run
+    from edgeda.report.report import write_report
+
+    result = write_report(find_run(run), out_, seconds=seconds, threads=threads)
+    print_result(json_, result, lambda: f"{result['headline']}\nwrote {result['path']} ({result['size_mb']:.2f} MB)")

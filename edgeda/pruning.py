@@ -166,6 +166,12 @@ def check_target(network: Network, cut: float, input_size: int, minimum: int) ->
     return target / 1e9
 
 
+def largest_cut(network: Network, input_size: int, minimum: int = MINIMUM) -> float:
+    """The largest share of the network's GMACs that can go while every layer keeps `minimum` channels."""
+    cost = _Cost(network, prunable(network), input_size)
+    return 1 - (cost.reachable(minimum) + 1) / cost.total  # one more: shares are rounded
+
+
 def unreachable(name: str, gmacs: float, dense: int, reachable: int, minimum: int) -> str:
     """The line that says what can be had instead; `dense` and `reachable` are MACs."""
     asked, most = 1 - gmacs * 1e9 / dense, math.floor(1000 * (1 - reachable / dense)) / 1000

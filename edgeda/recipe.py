@@ -243,13 +243,15 @@ class TrainRecipe(Strict):
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads; 0: all cores, or OMP_NUM_THREADS where that is set."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    prefetch: Annotated[int, Field(ge=0, le=64)] = 2
-    """Batches made in the background while a step runs; 0: none."""
+    prefetch: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Batches made in the background while a step runs; null: 2 on a GPU, and none on a CPU, whose cores are busy."""
     clip_norm: Annotated[Number, Field(ge=0)] = 0.0
     """Largest gradient norm; 0: no clipping."""
     checkpoint_minutes: Annotated[Number, Field(ge=0)] = 2.0
     """Minutes of training between two checkpoints, the most that a crash can lose; 0: every step.
     There is one at the end of every stage, too."""
+    track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
+    """Where the curves of metrics.jsonl also go: files in RUN/tensorboard, RUN/mlruns (extra `track`)."""
 
 
 class SelectRecipe(Strict):
@@ -259,7 +261,7 @@ class SelectRecipe(Strict):
     """im and snd need no target labels; oracle reads target-test labels and says so everywhere."""
 
 
-WORKPLACE = {"data": {"cache_gb"}, "train": {"prefetch"}}
+WORKPLACE = {"data": {"cache_gb"}, "train": {"prefetch", "track"}}
 """Keys that say how a machine works, not what comes out: they may differ when a run is resumed or shared."""
 
 

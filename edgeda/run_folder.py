@@ -12,10 +12,11 @@ from edgeda.artifacts import CHECKPOINT, METRICS, RECIPE, ROLES, RUNS, SUMMARY
 from edgeda.errors import InputError
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
+from edgeda.tracking import FOLDERS
 
 OURS = (RECIPE, SUMMARY, METRICS, "report.html", *(f"{role}.safetensors" for role in ROLES))
 LOCK = ".lock"
-OUR_FOLDERS = (CHECKPOINT, "plots", "exports")
+OUR_FOLDERS = (CHECKPOINT, "plots", "exports", *FOLDERS.values())
 
 
 def claim(out: Path | None, recipe: Recipe, resume: bool, overwrite: bool) -> Path:

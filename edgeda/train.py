@@ -26,6 +26,7 @@ from edgeda.methods.base import Method, Stage, Workshop, plain_network
 from edgeda.models import Network
 from edgeda.selection import accuracy, is_better, label_free_scores
 from edgeda.stage_cache import StageCache
+from edgeda.tracking import Trackers
 
 Record = dict[str, Any]
 
@@ -52,9 +53,11 @@ class Fit:
     def __init__(
         self, workshop: Workshop, stages: list[Stage], batches: Prefetched, data: Domains, folder: Path,
         watcher: Watcher, fingerprint: str, origins: dict[str, str], cache: StageCache | None = None,
+        trackers: Trackers | None = None,
     ) -> None:  # fmt: skip
         self.workshop, self.stages, self.batches, self.data = workshop, stages, batches, data
         self.folder, self.watcher, self.fingerprint, self.cache = folder, watcher, fingerprint, cache
+        self.trackers = trackers or Trackers(())
         self.origins = origins
         """Where each network's first weights came from: kept for a resumed run."""
         self.position = (0, 0)
@@ -248,6 +251,7 @@ class Fit:
         temporary = path.with_name(path.name + ".part")
         temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
         temporary.replace(path)
+        self.trackers.follow(self.history)
 
     def _resume_clock(self) -> None:
         self._started = time.monotonic()

@@ -21,17 +21,7 @@ NAMES = {"source_only": "student, source-only", "student": "student, adapted", "
 
 def summary_text(summary: Mapping[str, Any]) -> str:
     """The end of `edgeda adapt`: accuracies, the verdict, the next commands."""
-    rows = []
-    earlier = summary.get("started_from")
-    names = {**NAMES, "source_only": f"student of {earlier}, as it was"} if earlier else NAMES
-    for role, name in names.items():
-        found = summary["accuracy"][role]
-        if found["source"] is None:
-            continue
-        # a pruned student is smaller than its reference, and may be another network
-        costs = summary["complexity"].get(role) or summary["complexity"].get("student", {})
-        backbone = summary.get(role) or summary["student"]
-        rows.append({"network": f"{name} ({backbone})", **found["target"], "source": found["source"], **costs})
+    rows = accuracy_rows(summary)
     rule, epoch = summary["selection"]["rule"], summary["selection"]["epoch"]
     lines = ["", text_table(rows, ACCURACY_COLUMNS, width=100), ""]
     if rows[0]["selected"] is None:
@@ -46,10 +36,8 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     if summary["accuracy_source_images"] != "held out":
         lines.append("source: accuracy on the images trained on, as none are held out (data.source_holdout)")
     verdict = summary["verdict"]
-    reference = f"the student of {earlier} as it was" if earlier else "the source-only student"
-    kept = "the adapted student" if verdict["ship"] == "adapted" else reference
     lines += [
-        f"verdict (label-free): ship {kept}: {verdict['reason']}",
+        *verdict_lines(summary),
         f"{summary['wall_s']:.0f} s of training, {summary['pairs_per_s']:.1f} pairs/s in {summary['precision']}, "
         f"peak memory {summary['peak_memory_mb'] / 1024:.1f} GiB; run saved in {summary['run']}",
         "",
@@ -58,6 +46,61 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         f"      edgeda compare {summary['run']}",
     ]
     return "\n".join(lines)
+
+
+def accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row of `ACCURACY_COLUMNS` for each network of a run."""
+    rows = []
+    for role, name in {**NAMES, "source_only": reference_name(summary)}.items():
+        found = summary["accuracy"][role]
+        if found["source"] is None:
+            continue
+        # a pruned student is smaller than its reference, and may be another network
+        costs = summary["complexity"].get(role) or summary["complexity"].get("student", {})
+        backbone = summary.get(role) or summary["student"]
+        rows.append({"network": f"{name} ({backbone})", **found["target"], "source": found["source"], **costs})
+    return rows
+
+
+def reference_name(summary: Mapping[str, Any]) -> str:
+    """What the student is compared with: the source-only one, or the student that a run was adapted from."""
+    earlier = summary.get("started_from")
+    return f"student of {earlier}, as it was" if earlier else NAMES["source_only"]
+
+
+def verdict_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The label-free verdict in a line, and one more where target labels, if there were any, say otherwise."""
+    verdict = summary.get("verdict")
+    if not isinstance(verdict, Mapping):
+        return []
+    adapted = verdict.get("ship") == "adapted"
+    earlier = summary.get("started_from")
+    reference = f"the student of {earlier} as it was" if earlier else "the source-only student"
+    lines = [f"verdict (label-free): ship {'the adapted student' if adapted else reference}: {verdict['reason']}"]
+    contradiction = contradicted(summary)
+    return [*lines, contradiction] if contradiction else lines
+
+
+def contradicted(summary: Mapping[str, Any]) -> str | None:
+    """One line when target labels contradict the label-free verdict, None when they agree or there are none.
+
+    They contradict it when the student it would not ship is the better one on target-test, by more than a tenth
+    of a point.
+    """
+    found = summary.get("accuracy") or {}
+    student, reference = (((found.get(role) or {}).get("target") or {}).get("selected") for role in (
+        "student", "source_only"))  # fmt: skip
+    if student is None or reference is None or not isinstance(summary.get("verdict"), Mapping):
+        return None
+    adapted = summary["verdict"].get("ship") == "adapted"
+    better, worse = (reference, student) if adapted else (student, reference)
+    if better <= worse + 0.1:
+        return None
+    who = "source-only" if adapted else "adapted"
+    return (
+        f"the target labels contradict this verdict: by them the {who} student is better, {better:.1f} % against "
+        f"{worse:.1f} %"
+    )
 
 
 def evaluation_text(result: Mapping[str, Any]) -> str:

@@ -92,7 +92,7 @@ def test_source_only_ships_the_source_only_student(command: Edgeda, folders: Fol
     assert ran.code == 0, ran.err
     assert ran.json["teacher"] is None
     assert ran.json["accuracy"]["student"] == ran.json["accuracy"]["source_only"]
-    compared = command("compare", out, "--budget", 0.05, "--json")
+    compared = command("compare", out, "--seconds", 0.05, "--json")
     assert compared.code == 0, compared.err
 
 

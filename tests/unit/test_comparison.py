@@ -1,0 +1,258 @@
+"""Who is on the Pareto front, what a budget buys, cuts of equal latency, plots and pages that cannot be broken into."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgeda.artifacts import RunDirectory
+from edgeda.errors import InputError
+from edgeda.models import Architecture, NetworkCard, build_network, save_network
+from edgeda.report import svg
+from edgeda.report.compare import compare_runs, compare_text
+from edgeda.report.compare_rows import exported_accuracy, exported_role, facts, manifest_beside, short_names
+from edgeda.report.evidence import Evidence, confusion, domain_gap, layer_costs, pca, samples
+from edgeda.report.pareto import budget_ms, front, ship
+from edgeda.report.pruned import Pruner, parse_cuts
+from edgeda.report.report import timed_calls
+from edgeda.report.summary import contradicted, verdict_lines
+from edgeda.runtime.preprocessing import Preprocessing
+
+
+def row(percent: float | None, ms: float | None, **more: object) -> dict:
+    return {"model": "m", "engine": "torch", "target_accuracy": percent, "median_ms": ms, "p99_ms": ms} | more
+
+
+def test_the_front_is_what_nobody_beats_in_both():
+    rows = [row(80, 10), row(70, 5), row(69, 6), row(80, 20), row(None, 1), row(90, None)]
+    assert front(rows) == [True, True, False, False, False, False]
+
+
+def test_latencies_that_differ_by_the_measurement_alone_decide_nothing():
+    assert front([row(79, 1.03), row(52, 1.0)]) == [True, False]
+    assert front([row(79, 1.03), row(79, 1.0)]) == [True, True]
+    assert front([row(79, 1.2), row(52, 1.0)]) == [True, True]
+
+
+def test_a_budget_buys_the_most_accurate_that_fits_or_names_the_nearest():
+    rows = [row(80, 10), row(70, 4, p99_ms=9.0), row(60, 1.0)]
+    assert ship(rows, 12)["row"] == 0
+    bought = ship(rows, 5)
+    assert bought["row"] == 1
+    assert "p99 of 9.00 ms is over the budget" in bought["sentence"]
+    nothing = ship(rows, 0.5)
+    assert (nothing["row"], nothing["nearest"]) == (None, 2)
+    assert "none fits; the nearest is m in torch: 1.00 ms" in nothing["sentence"]
+
+
+def test_without_target_labels_the_label_free_verdict_chooses():
+    rows = [row(None, 1.0, network="teacher"), row(None, 3.0, network="student"), row(None, 4.0, network="source_only")]
+    assert ship(rows, 5, {"ship": "adapted"})["row"] == 1
+    assert ship(rows, 5, {"ship": "source-only"})["row"] == 2
+    assert "label-free" in ship(rows, 5, None)["sentence"]
+
+
+@pytest.mark.parametrize(("text", "ms"), [("5ms", 5), ("0.5 s", 500), ("800us", 0.8)])
+def test_budgets_have_a_unit(text: str, ms: float):
+    assert budget_ms(text) == pytest.approx(ms)
+
+
+@pytest.mark.parametrize("text", ["5", "0ms", "-1ms", "1.2.3ms", "", "fast"])
+def test_a_budget_that_makes_no_sense(text: str):
+    with pytest.raises(InputError, match="--budget"):
+        budget_ms(text)
+
+
+@pytest.mark.parametrize("text", ["", "45", "0,0.5", "a", "nan"])
+def test_cuts_that_make_no_sense(text: str):
+    with pytest.raises(InputError, match="--pruned"):
+        parse_cuts(text)
+    assert parse_cuts("0.12, 0.45") == (0.12, 0.45)
+
+
+def summary(student: float | None, source_only: float | None, ship_: str) -> dict:
+    found = {"student": {"target": {"selected": student}}, "source_only": {"target": {"selected": source_only}}}
+    return {"accuracy": found, "verdict": {"ship": ship_, "reason": "because"}}
+
+
+def test_labels_that_contradict_the_verdict_are_heard():
+    assert contradicted(summary(70, 60, "adapted")) is None
+    assert contradicted(summary(60, 70, "source-only")) is None
+    assert contradicted(summary(60, 60.05, "adapted")) is None
+    assert contradicted(summary(None, None, "adapted")) is None
+    assert "the source-only student is better, 70.0 % against 60.0 %" in str(contradicted(summary(60, 70, "adapted")))
+    first, second = verdict_lines(summary(70, 60, "source-only"))
+    assert first == "verdict (label-free): ship the source-only student: because"
+    assert "the adapted student is better" in second
+
+
+def test_an_oracle_is_never_shown_as_selected(tmp_path: Path):
+    found = {"accuracy": {"student": {"target": {"last": 60.0, "selected": 75.0, "oracle": 75.0}, "source": 90.0}}}
+    fair = facts(RunDirectory(tmp_path), {**found, "selection": {"rule": "im"}}, "student")
+    assert (fair["target_accuracy"], fair["target_last"], fair["target_oracle"]) == (75.0, 60.0, 75.0)
+    leaked = facts(RunDirectory(tmp_path), {**found, "selection": {"rule": "oracle"}}, "student")
+    assert (leaked["target_accuracy"], leaked["target_selected"], leaked["target_oracle"]) == (None, None, 75.0)
+
+
+def test_exports_are_known_by_name_and_by_their_own_manifest(tmp_path: Path):
+    names = ("student-int8.onnx", "teacher/model.onnx", "source_only/x.xml", "x.onnx")
+    assert [exported_role(name) for name in names] == ["student", "teacher", "source_only", "student"]
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.onnx").write_bytes(name.encode())
+    digest = "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"  # SHA-256 of b"a"
+    written = {"sha256": digest, "precision": "int8", "accuracy": {"images": 500, "exported": 71.0}}
+    (tmp_path / "manifest.json").write_text(json.dumps(written))
+    tested = {"images": {"target_test": 500}}
+    assert exported_accuracy(tmp_path / "a.onnx", tested) == 71.0
+    assert exported_accuracy(tmp_path / "b.onnx", tested) is None, "the manifest is another file's"
+    assert exported_accuracy(tmp_path / "a.onnx", {"images": {"target_test": 2000}}) is None, "not on all images"
+    (tmp_path / "b.manifest.json").write_text(json.dumps({"precision": "fp16"}))
+    assert manifest_beside(tmp_path / "b.onnx")["precision"] == "fp16"
+
+
+def test_runs_have_the_shortest_names_that_tell_them_apart(tmp_path: Path):
+    runs = [RunDirectory(tmp_path / name) for name in ("uda/seed-0", "kd/seed-0")]
+    assert list(short_names(runs)) == ["uda/seed-0", "kd/seed-0"]
+    assert list(short_names([RunDirectory(tmp_path / "uda"), RunDirectory(tmp_path / "kd")])) == ["uda", "kd"]
+
+
+# pruned teachers
+
+
+@pytest.fixture(scope="module")
+def pruned_run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A ResNet-18 teacher and a smaller student, untrained."""
+    path = tmp_path_factory.mktemp("pruned") / "run"
+    path.mkdir()
+    unknown = {"target": {"last": None, "selected": None, "oracle": None}, "source": 50.0}
+    (path / "summary.json").write_text(json.dumps({"method": "kd-uda", "accuracy": dict.fromkeys(
+        ("student", "teacher", "source_only"), unknown)}))  # fmt: skip
+    for role, backbone in (("teacher", "resnet18"), ("student", "resnet10t"), ("source_only", "resnet10t")):
+        torch.manual_seed(0)
+        network, _ = build_network(Architecture(backbone, 3))
+        card = NetworkCard(network.architecture, ("<b>a</b>", "b", "c"), Preprocessing(32), role)
+        save_network(path / f"{role}.safetensors", network.state_dict(), card)
+    return RunDirectory(path)
+
+
+def test_the_cut_of_equal_latency_is_found_by_measuring(pruned_run: RunDirectory):
+    pruner = Pruner(pruned_run)
+    pruner.most = lambda: 0.9  # type: ignore[method-assign]
+    asked: list[float] = []
+
+    def milliseconds(share: float) -> float:
+        asked.append(share)
+        return 10 * (1 - share)
+
+    cut, said = pruner.equal_latency(4.0, milliseconds)
+    assert cut is not None
+    assert cut.share == pytest.approx(0.6, abs=0.02)
+    assert len(asked) <= 9
+    assert "4" in said
+    none, said = pruner.equal_latency(0.5, milliseconds)
+    assert none is None
+    assert "no cut makes the teacher as fast" in said
+    assert pruner.equal_latency(20.0, milliseconds) == (
+        None,
+        "the teacher is as fast as the student here without pruning",
+    )
+
+
+def test_pruned_teachers_are_rows_of_cost_without_accuracy(pruned_run: RunDirectory):
+    compared = compare_runs([pruned_run], pruned=(0.45,), budget_ms=1e6, seconds=0.005, threads=1)
+    rows = [found for found in compared["rows"] if found["role"] == "pruned"]
+    teacher = next(found for found in compared["rows"] if found["role"] == "teacher")
+    assert rows[0]["gmacs"] == pytest.approx(0.55 * teacher["gmacs"], rel=0.02)
+    assert all(found["target_accuracy"] is None and not found["front"] and not found["trained"] for found in rows)
+    assert all("not trained" in found["model"] for found in rows)
+    assert "equal latency in torch: " in compare_text(compared)
+    assert "label-free verdict" in compared["ship"]["sentence"]
+    json.dumps(compared, allow_nan=False)
+
+
+# plots
+
+
+def parsed(drawing: str) -> ElementTree.Element:
+    assert "nan" not in drawing.replace("nano", "")
+    return ElementTree.fromstring(drawing)
+
+
+def test_plots_are_whole_svg_whatever_the_numbers():
+    hostile = '</svg><script>alert("x")</script>'
+    drawings = [
+        svg.lines(hostile, "d", {hostile: [(1, 2.0)], "b": [(1, math.nan), (2, 5.0)]}, "epoch", hostile),
+        svg.lines("empty", "d", {}, "epoch", "y"),
+        svg.scatter("s", "d", {"a": [(0.0, 0.0)], "b": []}),
+        svg.bars("b", "d", [(hostile, [1.0, None]), ("z", [0.0, 0.0])], "%"),
+        svg.histogram("h", "d", [2.0, 2.0, 2.0], "ms", {"median": 2.0}),
+        svg.matrix("m", "d", [hostile, "b"], [[3, 1], [0, 0]]),
+        svg.pareto("p", "d", [(hostile, 1.0, 50.0, True, 0), ("b", 1.0, 50.0, True, 1)], 5.0),
+    ]
+    for drawing in drawings:
+        root = parsed(drawing)
+        assert root.get("role") == "img"
+        assert root.get("aria-label")
+        assert not [one for one in root.iter() if one.tag.endswith("script")]
+
+
+def test_series_differ_by_shape_not_by_colour_alone():
+    shapes = {re.sub(r"s\d|[\d.]+", "", svg.marker(5, 5, series)) for series in range(svg.STYLES)}
+    tags = [svg.marker(5, 5, series) for series in range(svg.STYLES)]
+    assert len(shapes) + len({tag.count(",") for tag in tags}) >= svg.STYLES
+    assert len({re.sub(r"class=\"[^\"]*\"", "", tag) for tag in tags}) == svg.STYLES
+
+
+def test_ticks_are_round_and_inside():
+    assert svg.axis([0, 10], 0, 100, zero=True).ticks() == [0, 2, 4, 6, 8, 10]
+    assert svg.axis([1, 3], 0, 100, whole=True).ticks() == [1, 2, 3]
+    logarithmic = svg.axis([0.5, 40], 0, 100, log=True)
+    assert all(logarithmic.low <= tick <= logarithmic.high for tick in logarithmic.ticks())
+    assert logarithmic.at(2) - logarithmic.at(1) == pytest.approx(logarithmic.at(20) - logarithmic.at(10))
+
+
+def test_control_characters_and_markup_become_text():
+    assert svg.escape("a\x00<b>&\ud800") == "a\N{REPLACEMENT CHARACTER}&lt;b&gt;&amp;\N{REPLACEMENT CHARACTER}"
+
+
+# evidence
+
+
+def test_layers_cost_what_the_network_costs():
+    network, _ = build_network(Architecture("resnet18", 10))
+    layers = layer_costs(network, 64)
+    assert len(layers) == 21
+    assert layers[0]["gmacs"] == pytest.approx(64 * 32 * 32 * 3 * 49 / 1e9)
+    assert layers[-1]["gmacs"] == pytest.approx(512 * 10 / 1e9)
+
+
+def test_confusion_counts_and_domains_apart():
+    logits = np.eye(3, dtype=np.float32)[[0, 1, 1, 2]]
+    assert confusion(logits, np.asarray([0, 1, 2, 2]), 3) == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
+    cloud = np.random.default_rng(0).normal(size=(400, 1)).astype(np.float32)
+    assert domain_gap(cloud, cloud) == pytest.approx(0)
+    assert domain_gap(cloud, cloud + 3) == pytest.approx(3, rel=0.1)
+
+
+def test_pca_keeps_the_direction_of_largest_variance():
+    random = np.random.default_rng(0)
+    points = np.outer(random.normal(size=50) * 10, [0.6, 0.8]) + random.normal(size=(50, 2)) * 0.01
+    first = pca(points, 1)[:, 0]
+    assert abs(np.corrcoef(first, points @ [0.6, 0.8])[0, 1]) == pytest.approx(1, abs=1e-4)
+
+
+def test_no_samples_without_images():
+    assert samples(Evidence()) == []
+
+
+def test_single_calls_are_the_ones_that_were_summarized():
+    durations, latency = timed_calls(lambda: sum(range(2000)), 0.02)
+    assert len(durations) == latency.n
+    assert float(np.median(durations)) == pytest.approx(latency.median_ms, rel=0.5)
