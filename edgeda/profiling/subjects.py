@@ -14,6 +14,7 @@ from edgeda.errors import EdgedaError, InputError, require
 from edgeda.profiling.complexity import Complexity, onnx_complexity, torch_complexity
 from edgeda.profiling.latency import measure_latency
 from edgeda.runtime.backends import Backend, open_backend
+from edgeda.runtime.manifest import FLOAT_NCHW
 
 TORCH = "torch"
 FILE_ENGINES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
@@ -148,7 +149,7 @@ def measure(
 
 def _timed(subject: Subject, opened: Opened, batch: int, threads: int, budget_s: float) -> Profile:
     backend = opened.backend
-    images = noise(batch, backend.input_shape)
+    images = noise(batch, backend.input_shape, backend.manifest.layout if backend.manifest else FLOAT_NCHW)
     finite = bool(np.isfinite(backend(images)).all())
     latency = measure_latency(lambda: backend(images), budget_s=budget_s)
     notes = [opened.note, "" if finite else "its outputs are not finite"]
@@ -178,10 +179,15 @@ def _timed(subject: Subject, opened: Opened, batch: int, threads: int, budget_s:
     )
 
 
-def noise(batch: int, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """The same random pixels every time, as a network's input `(B, C, H, W)`: values in [-2, 2]."""
+def noise(batch: int, shape: tuple[int, int, int], layout: str = FLOAT_NCHW) -> NDArray[Any]:
+    """The same random pixels every time, as a network's input `(B, C, H, W)`: values in [-2, 2].
+
+    In another `layout` the pixels themselves, `(B, H, W, C)` for NHWC.
+    """
     pixels = np.random.default_rng(0).integers(0, 256, (batch, *shape), dtype=np.uint8)
-    return np.asarray(pixels / 63.75 - 2, np.float32)
+    if layout == FLOAT_NCHW:
+        return np.asarray(pixels / 63.75 - 2, np.float32)
+    return pixels if "NCHW" in layout else np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
 def _models() -> Any:
