@@ -94,6 +94,9 @@ def export_run(
     builder = Builder(network, manifest, reference, calibration, teaching, options)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise from_os_error(error, "making the export folder") from error
+    try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
             made = _build_all(builder, wanted, Path(temporary), role)
             artifacts = [

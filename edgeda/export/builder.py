@@ -172,7 +172,7 @@ class Builder:
         if request.precision == "int8":
             size = request.batch[0]
             whole = model_input(self._calibration().squares, manifest.preprocessing, manifest.layout)
-            inputs = [whole[at : at + size] for at in range(0, len(whole) - size + 1, size)]
+            inputs = [whole[np.arange(at, at + size) % len(whole)] for at in range(0, len(whole), size)]
         write_openvino(model.SerializeToString(), path, request.precision, inputs, kept)
         path.with_name("manifest.json").write_text(manifest.embedded(), encoding="utf-8")
         return OpenVinoBackend(path, self.options.threads)
@@ -186,7 +186,8 @@ class Builder:
             graph = self._graph(variant, request.opset)
             if request.scheme is not None:
                 graph = qdq.quantize(graph, self._ranges_of(scheme, variant, request.opset), scheme, kept)
-            opened[:] = [self._write(request, manifest, path, graph, kept)]
+            opened.clear()  # OpenVINO maps the file that is about to be replaced
+            opened.append(self._write(request, manifest, path, graph, kept))
             return self.reference.drop(self._answers(opened[0], request, manifest))
 
         variant = PLAIN
