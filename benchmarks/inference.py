@@ -16,6 +16,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def main() -> None:
             for _ in range(arguments.rounds):
                 for way, backend in backends.items():
                     latency = measure_latency(
-                        lambda backend=backend: backend(image), warmup_ms=100, budget_s=arguments.budget, min_runs=5
+                        partial(backend, image), warmup_ms=100, budget_s=arguments.budget, min_runs=5
                     )
                     found[way].append(latency.median_ms)
             row: dict[str, object] = {"model": name}
@@ -114,8 +115,9 @@ def main() -> None:
     waited = (cpu_stall_us() or 0) - (stalled or 0)
     ran = ", ".join(f"{way}: {precision}" for way, precision in precisions.items())
     print(
-        f"\n{datetime.date.today()}, {machine_line()}, {threads} threads; {arguments.size} px, {CLASSES} classes, batch 1; "
-        f"median of {arguments.rounds} rounds of {arguments.budget:g} s; x: times as fast as ORT fp32 in the same round. "
+        f"\n{datetime.date.today()}, {machine_line()}, {threads} threads; {arguments.size} px, {CLASSES} classes, "
+        f"batch 1; median of {arguments.rounds} rounds of {arguments.budget:g} s; x: times as fast as ORT fp32 in the "
+        "same round. "
         f"Executed: {ran}. Random weights. Tasks waited {waited / 1e6:.1f} s for a CPU meanwhile."
     )
 

@@ -180,7 +180,7 @@ def _check_images(images: Pixels, labels: NDArray[np.int64] | None, side: int, c
 
 
 def _check_place(request: Request, place: Path, role: str, overwrite: bool, run_name: str | None) -> bool:
-    """Whether an artifact is there already; InputError unless it is an export of edgeda, and of `run_name` where given."""
+    """Whether an artifact is there already; InputError unless edgeda exported it, from `run_name` where given."""
     advice = "choose another --out, or pass --overwrite"
     model = place / (f"{role}.xml" if request.format == "openvino" else f"{role}.onnx")
     readers: dict[Path, Callable[[Path], Manifest | None]] = {

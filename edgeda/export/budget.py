@@ -101,7 +101,7 @@ def within(
     log.warning("layers by what int8 does to each alone:\n%s", text_table(rows, SENSITIVITY_COLUMNS, width=100))
     raise InputError(
         f"{name} loses at least {best:.2f} points of {measure} (--max-drop {max_drop:g}) even with {most} of "
-        f"{len(worst)} layers in higher precision; allow more, give other --calibration images, or try --qat"
+        f"{len(worst)} layers in higher precision; allow more, or give other --calibration images"
     )
 
 

@@ -137,7 +137,8 @@ class Builder:
         labels = self.reference.labels
         kept = (manifest.quantization or {}).get("kept")
         row = {
-            "artifact": request.name, "precision": manifest.precision, "executed": f"{backend.precision}, {backend.name}",
+            "artifact": request.name, "precision": manifest.precision,
+            "executed": f"{backend.precision}, {backend.name}",
             "opset": manifest.opset if request.format == "onnx" else None, "size_mb": len(written) / 1e6,
             "errors_of": parity.of, "max_abs_error": parity.max_abs_error, "mean_abs_error": parity.mean_abs_error,
             "agreement": parity.agreement, "drop": drop, "measure": self.reference.measure,

@@ -43,7 +43,9 @@ def calibrate(model: ModelProto, inputs: NDArray[Any], tensors: Iterable[str], c
         raise InputError("the network gives values that are not finite on the calibration images")
     if calibrator == "minmax":
         return {name: (float(low), float(high)) for name, low, high in zip(names, lows, highs, strict=True)}
-    edges = [np.linspace(low, high if high > low else low + 1e-6, BINS + 1) for low, high in zip(lows, highs, strict=True)]
+    edges = [
+        np.linspace(low, high if high > low else low + 1e-6, BINS + 1) for low, high in zip(lows, highs, strict=True)
+    ]
     counts = np.zeros((len(names), BINS), np.int64)
     for values in run(inputs):
         for row, (value, edge) in enumerate(zip(values, edges, strict=True)):

@@ -54,7 +54,7 @@ RAW = {"nhwc": "uint8 NHWC RGB", "nchw": "uint8 NCHW RGB"}
 
 @dataclass(frozen=True)
 class Request:
-    """One artifact to make. `raw` is `nhwc` or `nchw` for uint8 frames in and probabilities out; None: the plain one."""
+    """One artifact to make. `raw` is `nhwc` or `nchw` for uint8 frames in and probabilities out, else None."""
 
     format: str = "onnx"
     precision: str = "fp32"

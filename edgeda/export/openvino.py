@@ -16,7 +16,10 @@ from edgeda.errors import InputError, one_line, require
 
 
 def write_openvino(
-    content: bytes, path: Path, precision: str, calibration: Sequence[NDArray[Any]] | None = None,
+    content: bytes,
+    path: Path,
+    precision: str,
+    calibration: Sequence[NDArray[Any]] | None = None,
     kept: Collection[str] = (),
 ) -> None:
     """Write ONNX bytes without metadata as `path` (.xml) and the .bin beside it.

@@ -1,4 +1,4 @@
-"""An int8 graph: QuantizeLinear and DequantizeLinear around the layers that gain from int8, as each consumer wants them.
+"""An int8 graph: QuantizeLinear and DequantizeLinear around layers that gain from int8, as each consumer wants them.
 
 `trt`   signed and symmetric (S8S8, zero point 0) activations before every convolution and product and before the
         residual input of a sum; weights per channel, as a float constant with its own Q/DQ pair, which every TensorRT
@@ -52,7 +52,9 @@ class Scheme:
 
 SCHEMES = {
     "trt": Scheme("trt", "S8S8 symmetric, weights per channel, biases in fp32", False, True, False, ()),
-    "x86": Scheme("x86", "U8S8, weights per channel, biases in int32", True, False, True, ("Add", "MaxPool", "AveragePool")),
+    "x86": Scheme(
+        "x86", "U8S8, weights per channel, biases in int32", True, False, True, ("Add", "MaxPool", "AveragePool")
+    ),
 }
 
 
@@ -181,7 +183,12 @@ def _layer_before(name: str, makers: dict[str, NodeProto]) -> str:
 
 
 def _pair(
-    helper: Any, constants: dict[str, NDArray[Any]], name: str, scale: NDArray[Any], zero: NDArray[Any], axis: int | None
+    helper: Any,
+    constants: dict[str, NDArray[Any]],
+    name: str,
+    scale: NDArray[Any],
+    zero: NDArray[Any],
+    axis: int | None,
 ) -> list[NodeProto]:
     constants[f"{name}_scale"], constants[f"{name}_zero"] = scale, zero
     options = {} if axis is None else {"axis": axis}
@@ -189,7 +196,8 @@ def _pair(
     return [
         helper.make_node("QuantizeLinear", [name, *parameters], [f"{name}_quantized"], f"{name}_quantize", **options),
         helper.make_node(
-            "DequantizeLinear", [f"{name}_quantized", *parameters], [f"{name}_dequantized"], f"{name}_dequantize", **options
+            "DequantizeLinear", [f"{name}_quantized", *parameters], [f"{name}_dequantized"], f"{name}_dequantize",
+            **options,
         ),
     ]  # fmt: skip
 

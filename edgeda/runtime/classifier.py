@@ -67,7 +67,7 @@ class Classifier:
         return predictions
 
     def logits(self, squares: Pixels) -> NDArray[np.float32]:
-        """Logits (or log-probabilities, `Backend`) `(B, C)` of stored squares uint8 `(B, S, S, 3)`, S = `preprocessing.stored_size`."""
+        """Logits `(B, C)` of stored squares uint8 `(B, S, S, 3)`, S = `preprocessing.stored_size`."""
         side = self.preprocessing.stored_size
         if squares.dtype != np.uint8 or squares.ndim != 4 or squares.shape[1:] != (side, side, 3):
             raise InputError(f"expected squares uint8 (B, {side}, {side}, 3), got {squares.dtype} {squares.shape}")

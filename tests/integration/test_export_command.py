@@ -67,7 +67,7 @@ def test_requests_that_make_no_sense_are_one_line(
 
 
 def test_foreign_onnx_files(command: Edgeda) -> None:
-    """Not ONNX and cut off are refused; weights outside the folder are not read; one without our metadata is profiled."""
+    """Not ONNX or cut off: refused; weights outside the folder: not read; without our metadata: profiled."""
     weight = helper.make_tensor("w", TensorProto.FLOAT, (2, 3, 4, 4), np.full(96, 0.5, np.float32).tobytes(), raw=True)
     images = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])
     logits = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])

@@ -155,7 +155,9 @@ def test_fp16_keeps_fp32_outside(run: RunDirectory, exported: dict[str, Any]) ->
     assert (opset_of(model), model.ir_version) == (17, 8)
 
 
-def test_the_same_export_twice_gives_the_same_bytes(run: RunDirectory, exported: dict[str, Any], tmp_path: Path) -> None:
+def test_the_same_export_twice_gives_the_same_bytes(
+    run: RunDirectory, exported: dict[str, Any], tmp_path: Path
+) -> None:
     wanted = [one for one in WANTED if one.format == "onnx"]
     export_run(
         run, digits(24), images_from="digits", wanted=wanted, calibration=Calibration(digits(32), "digits"),
@@ -269,7 +271,10 @@ def test_a_budget_that_cannot_be_held_shows_every_layer(
 ) -> None:
     monkeypatch.setattr(Reference, "drop", lambda self, logits: 0.0 if np.array_equal(logits, self.logits) else 7.0)
     monkeypatch.setattr(Builder, "build", _int8_only(Builder.build))
-    with caplog.at_level("INFO", logger="edgeda"), pytest.raises(InputError, match=r"loses at least 7\.00 points") as told:
+    with (
+        caplog.at_level("INFO", logger="edgeda"),
+        pytest.raises(InputError, match=r"loses at least 7\.00 points") as told,
+    ):
         export_run(
             run, digits(12), images_from="digits", wanted=[WANTED[0]], out=tmp_path / "out",
             calibration=Calibration(digits(16), "digits"), options=Options(latency_s=0.01), threads=1,
@@ -371,7 +376,10 @@ def test_requests_multiply() -> None:
 
 def test_calibration_says_how_many_images_are_wanted(run: RunDirectory, tmp_path: Path) -> None:
     for calibration, words in (
-        (Calibration(digits(3), "calibration images (few)"), r"3 calibration images \(few\) are too few .* at least 16"),
+        (
+            Calibration(digits(3), "calibration images (few)"),
+            r"3 calibration images \(few\) are too few .* 16",
+        ),
         (None, "int8 needs calibration images"),
     ):
         with pytest.raises(InputError, match=words):

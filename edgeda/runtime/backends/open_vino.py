@@ -77,8 +77,10 @@ def executed_precision(compiled: Any) -> str | None:
     Read from the execution graph, where the engine records it; None when it holds none of them.
     """
     told = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    # the kernel's name ends in what it computes in; runtimePrecision alone may be that of weights stored in half
     found = Counter(
-        _EXECUTED.get(str(facts["runtimePrecision"].value), "unknown")
+        _EXECUTED.get(str(facts["primitiveType"].value).rpartition("_")[2])
+        or _EXECUTED.get(str(facts["runtimePrecision"].value), "unknown")
         for facts in told
         if str(facts["layerType"].value) in _LAYERS
     )
