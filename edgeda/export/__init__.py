@@ -84,7 +84,7 @@ def export_run(
         source_run=run.name,
         gmacs=gmacs,
         params_m=parameters_m(network),
-        tools=_tools(wanted),
+        tools=_tools(),
     )
     options = replace(options or Options(), threads=threads)
     torch_logits = logits_of(
@@ -146,16 +146,13 @@ def _place(
     }
 
 
-def _tools(wanted: Sequence[Request]) -> dict[str, str]:
+def _tools() -> dict[str, str]:
     """Versions of what makes the files."""
-    found = {
+    return {
         "edgeda": edgeda.__version__,
         "torch": str(torch.__version__),
         "onnx": str(require("onnx", "train", "exporting to ONNX").__version__),
     }
-    if any(request.format == "openvino" for request in wanted):
-        found["openvino"] = str(require("openvino", "openvino", "exporting to OpenVINO").__version__)
-    return found
 
 
 def _check_calibration(calibration: Calibration | None) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeda.errors import InputError
+from edgeda.errors import InputError, require
 from edgeda.export import calibration, qdq
+from edgeda.export.calibration import Range
 from edgeda.export.budget import Reference, Sensitivity, sensitivity, within
 from edgeda.export.consumers import RAW, Request
 from edgeda.export.fp16 import to_fp16
@@ -91,7 +92,7 @@ class Builder:
     baseline_ms: float | None = None
     _networks: dict[str, Network] = field(default_factory=dict)
     _graphs: dict[tuple[str, int], ModelProto] = field(default_factory=dict)
-    _ranges: dict[tuple[str, str, int], dict[str, calibration.Range]] = field(default_factory=dict)
+    _ranges: dict[tuple[str, str, int], dict[str, Range]] = field(default_factory=dict)
 
     def build(self, request: Request, folder: Path, role: str) -> Built:
         """Write ROLE.onnx or ROLE.xml into `folder` and judge it.
@@ -110,6 +111,9 @@ class Builder:
             output_name=PROBABILITIES if request.raw else self.manifest.output_name,
             output=PROBABILITIES if request.raw else self.manifest.output,
         )
+        if request.format == "openvino":
+            version = str(require("openvino", "openvino", "exporting to OpenVINO").__version__)
+            manifest = replace(manifest, tools={**manifest.tools, "openvino": version})
         if request.precision == "int8":
             backend, quantization, drop = self._int8(request, manifest, path)
             manifest = replace(manifest, quantization=quantization)
@@ -136,7 +140,7 @@ class Builder:
         written = b"".join(file.read_bytes() for file in files)
         labels = self.reference.labels
         kept = (manifest.quantization or {}).get("kept")
-        row = {
+        row: dict[str, Any] = {
             "artifact": request.name, "precision": manifest.precision,
             "executed": f"{backend.precision}, {backend.name}",
             "opset": manifest.opset if request.format == "onnx" else None, "size_mb": len(written) / 1e6,
@@ -148,9 +152,9 @@ class Builder:
         }  # fmt: skip
         manifest = replace(
             manifest,
-            opset=row["opset"],
+            opset=manifest.opset if request.format == "onnx" else None,
             sha256=hashlib.sha256(written).hexdigest(),
-            size_mb=row["size_mb"],
+            size_mb=len(written) / 1e6,
         )
         return Built(files, manifest, parity, row)
 
@@ -236,7 +240,7 @@ class Builder:
             self._graphs[variant, opset] = to_model(network, self.manifest, opset)
         return self._graphs[variant, opset]
 
-    def _ranges_of(self, scheme: qdq.Scheme, variant: str, opset: int) -> dict[str, calibration.Range]:
+    def _ranges_of(self, scheme: qdq.Scheme, variant: str, opset: int) -> dict[str, Range]:
         """Calibrated ranges of every activation of a scheme; those that training learned were put there by it."""
         known = self._ranges.setdefault((scheme.name, variant, opset), {})
         graph = self._graph(variant, opset)

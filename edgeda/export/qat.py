@@ -50,7 +50,8 @@ class ActivationFakeQuantize(nn.Module):
         size = self.scale.abs().clamp_min(1e-12)
         scale = size * slow + (size * (1 - slow)).detach()
         inside = torch.clamp(values / scale + self.zero, self.low, self.high)
-        return (inside + (inside.round() - inside).detach() - self.zero) * scale
+        rounded: Tensor = inside + (inside.round() - inside).detach()
+        return (rounded - self.zero) * scale
 
     @property
     def range(self) -> Range:
@@ -70,12 +71,14 @@ class WeightFakeQuantize(nn.Module):
         """The same shape; output channels first."""
         scale = weight.detach().abs().flatten(1).amax(1).clamp_min(1e-12) / 127
         scale = scale.view(-1, *[1] * (weight.dim() - 1))
-        return weight + (torch.round(weight / scale) * scale - weight).detach()
+        rounded: Tensor = torch.round(weight / scale) * scale
+        return weight + (rounded - weight).detach()
 
 
 def distil_quantized(
     student: Network, teacher: Network, squares: Pixels, preprocessing: Preprocessing, layers: Sequence[Layer],
     ranges: Ranges, scheme: Scheme, *, epochs: int, tau: float, augment: AugmentRecipe, seed: int = 0,
+    rate: float = RATE,
 ) -> tuple[Network, dict[str, Range]]:  # fmt: skip
     """A copy of `student` taught by `teacher` on unlabelled `squares` `(N, S, S, 3)`, and the ranges it learned.
 
@@ -91,7 +94,7 @@ def distil_quantized(
     with fake_quantized(student, layers, ranges, scheme, device) as quantizers:
         student.requires_grad_(True)
         trained = nn.ModuleList([student, *quantizers.values()])
-        optimizer = torch.optim.Adam(trained.parameters(), lr=RATE)
+        optimizer = torch.optim.Adam(trained.parameters(), lr=rate)
         steps = epochs * -(-len(squares) // BATCH)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         best, kept = _loss(student, teacher, squares[judged], preprocessing, tau), copy.deepcopy(trained.state_dict())
@@ -104,7 +107,7 @@ def distil_quantized(
                     wanted = teacher(images).logits
                 loss = distillation_kl(student(images).logits, wanted, tau)
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
             found = _loss(student, teacher, squares[judged], preprocessing, tau)

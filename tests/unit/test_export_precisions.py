@@ -328,7 +328,7 @@ def test_teaching_wins_back_what_int8_lost(network: Network, graph: onnx.ModelPr
     wanted = run_graph(graph, inputs)
     taught, learned = distil_quantized(
         network, network, squares, PREPROCESSING, qdq.quantizable(graph), ranges, scheme,
-        epochs=3, tau=1.0, augment=AugmentRecipe(),
+        epochs=6, tau=1.0, augment=AugmentRecipe(), rate=3e-3,
     )  # fmt: skip
     assert set(learned) == {layer.input for layer in qdq.quantizable(graph)}
     manifest = Manifest(CLASSES, PREPROCESSING, "resnet10t", "fp32", (1, None))

@@ -16,7 +16,6 @@ from edgeda.runtime.manifest import FLOAT_NCHW
 _OPENVINO_PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _EXECUTED = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _LAYERS = ("Convolution", "FullyConnected", "MatMul")
-_OPENVINO_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 class OpenVinoBackend(FileBackend):
@@ -48,8 +47,8 @@ class OpenVinoBackend(FileBackend):
             compiled = core.compile_model(model, "CPU", config)
         except Exception as error:  # openvino raises bare RuntimeError and its own GeneralFailure
             raise InputError(f"OpenVINO cannot load {path}: {one_line(error)}") from error
-        used = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_dtype())
-        used = _OPENVINO_TYPES.get(used, used)
+        told = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())  # numpy has no bf16 to map it to
+        used = _EXECUTED.get(told, told)
         if used != wanted:
             raise MachineError(f"OpenVINO computes in {used} on this CPU, not in {wanted}; leave the precision out")
         self.precision = executed_precision(compiled) or used
@@ -77,11 +76,13 @@ def executed_precision(compiled: Any) -> str | None:
     Read from the execution graph, where the engine records it; None when it holds none of them.
     """
     told = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    # the kernel's name ends in what it computes in; runtimePrecision alone may be that of weights stored in half
-    found = Counter(
-        _EXECUTED.get(str(facts["primitiveType"].value).rpartition("_")[2])
-        or _EXECUTED.get(str(facts["runtimePrecision"].value), "unknown")
-        for facts in told
-        if str(facts["layerType"].value) in _LAYERS
-    )
+    found = Counter(_of_layer(facts) for facts in told if str(facts["layerType"].value) in _LAYERS)
     return found.most_common(1)[0][0] if found else None
+
+
+def _of_layer(facts: Any) -> str:
+    """int8 where the layer's input is; else what its kernel's name ends in: weights may be stored in half."""
+    told = _EXECUTED.get(str(facts["runtimePrecision"].value), "unknown")
+    if told == "int8":
+        return told
+    return _EXECUTED.get(str(facts["primitiveType"].value).rpartition("_")[2], told)
