@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from edgeda.errors import InputError, require
 from edgeda.export import calibration, qdq
-from edgeda.export.calibration import Range
 from edgeda.export.budget import Reference, Sensitivity, sensitivity, within
+from edgeda.export.calibration import Range
 from edgeda.export.consumers import RAW, Request
 from edgeda.export.fp16 import to_fp16
 from edgeda.export.graph import embed_preprocessing, finish, fix_batch

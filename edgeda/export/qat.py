@@ -51,7 +51,8 @@ class ActivationFakeQuantize(nn.Module):
         scale = size * slow + (size * (1 - slow)).detach()
         inside = torch.clamp(values / scale + self.zero, self.low, self.high)
         rounded: Tensor = inside + (inside.round() - inside).detach()
-        return (rounded - self.zero) * scale
+        held: Tensor = (rounded - self.zero) * scale
+        return held
 
     @property
     def range(self) -> Range:
