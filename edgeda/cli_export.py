@@ -20,7 +20,42 @@ def export(
         str | None,
         typer.Argument(metavar="[RUN]", help="A run directory; default: the newest run."),
     ] = None,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX file with dynamic batch (the default).")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX file (the default).")] = False,
+    openvino: Annotated[bool, typer.Option("--openvino", help="Write an OpenVINO model (.xml and .bin).")] = False,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, int8, or several with commas; input and output stay fp32.")
+    ] = "fp32",
+    consumer: Annotated[
+        str,
+        typer.Option(
+            "--for",
+            help="What reads the ONNX: any, x86 (ONNX Runtime), openvino, trt, trt-8.6, jetpack-6.0, ...; caps the "
+            "opset and chooses the kind of int8. Several with commas.",
+        ),
+    ] = "any",
+    batch: Annotated[
+        str | None, typer.Option(help="Batch range such as 1-16, or one fixed size such as 8; default: any.")
+    ] = None,
+    raw: Annotated[
+        str | None,
+        typer.Option(help="nhwc or nchw: uint8 frames at the input size in, probabilities out; steps inside."),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="Unlabelled target images that int8 is calibrated on; default: the run's own target."),
+    ] = None,
+    calibrator: Annotated[
+        str, typer.Option(help="minmax, percentile or entropy: the range of an activation (int8 ONNX).")
+    ] = "percentile",
+    max_drop: Annotated[
+        float,
+        typer.Option(help="Points of accuracy, or of agreement with fp32 without labels, that an artifact may lose."),
+    ] = 1.0,
+    qat: Annotated[
+        int,
+        typer.Option(help="Epochs in which the run's teacher teaches the int8 student on unlabelled target images.",
+                     min=0, max=1000),
+    ] = 0,
     role: Annotated[str, typer.Option(help="student, teacher or source_only.")] = "student",
     images: Annotated[
         str | None,
@@ -56,16 +91,18 @@ def export(
     ] = False,
     threads: Threads = None,
     json_: Json = False,
-) -> None:
-    """Export a run's network to ONNX and prove on real target images that it gives the same answers.
+) -> None:  # fmt: skip
+    """Export a run's network, and prove on real target images what each file still gets right and how fast it is.
 
-    With --trt or --trt-rtx, a TensorRT engine is built from that file too.
+    With --trt or --trt-rtx, TensorRT engines are built from its ONNX files for TensorRT too.
     """
     require("torch", "train", "exporting a run")
     from edgeda.artifacts import ROLES, find_run
-    from edgeda.export import export_run
-    from edgeda.export.images import parity_images
-    from edgeda.export.tensorrt import EngineOptions, check_request, engine_text, export_engine
+    from edgeda.export import Options, export_run
+    from edgeda.export.calibration import CALIBRATORS
+    from edgeda.export.consumers import requests
+    from edgeda.export.images import calibration_images, parity_images, teaching
+    from edgeda.export.tensorrt import EngineOptions, build_engines, check_request, engine_text
     from edgeda.report.summary import export_text
 
     engine_options = EngineOptions(
@@ -74,16 +111,29 @@ def export(
     check_request(engine_options, trt=trt, rtx=trt_rtx, device=device)
     if role not in ROLES:
         raise InputError(f"--role {role}{did_you_mean(role, ROLES)}")
+    if calibrator not in CALIBRATORS:
+        raise InputError(f"--calibrator {calibrator}{did_you_mean(calibrator, CALIBRATORS)}")
+    if not 0 <= max_drop <= 100:
+        raise InputError(f"--max-drop {max_drop:g} is no number of points; give 0 to 100")
+    if trt or trt_rtx:
+        onnx, consumer = True, "trt" if consumer == "any" else consumer
+    wanted = requests(
+        onnx=onnx, openvino=openvino, precisions=precision, consumers=consumer, batch=batch, raw=raw
+    )  # fmt: skip
+    int8 = any(request.precision == "int8" for request in wanted)
+    if qat and not int8:
+        raise InputError("--qat teaches an int8 student; add --precision int8")
     run = find_run(model)
     if role == "student" and (run.summary().get("verdict") or {}).get("ship") == "source-only":
         log.warning("the verdict is to ship the source-only student: edgeda export %s --role source_only", run.path)
     checked = parity_images(run, images, role)
     result = export_run(
         run, checked.squares, images_from=checked.origin, role=role, labels=checked.labels, out=out_,
-        overwrite=overwrite, gmacs=checked.gmacs, threads=threads,
+        overwrite=overwrite, gmacs=checked.gmacs, threads=threads, wanted=wanted,
+        calibration=calibration_images(run, calibration) if int8 else None,
+        teaching=teaching(run, calibration, role, qat) if qat else None,
+        options=Options(calibrator=calibrator, max_drop=max_drop),
     )  # fmt: skip
     if trt or trt_rtx:
-        result["engine"] = export_engine(
-            Path(result["path"]), engine_options, rtx=trt_rtx, device=device, overwrite=overwrite
-        )
+        result["engines"] = build_engines(result, engine_options, rtx=trt_rtx, device=device, overwrite=overwrite)
     print_result(json_, result, lambda: export_text(result) + engine_text(result))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgeda.artifacts import ROLES, RunDirectory, find_model
 from edgeda.data import ImageSet, load_test
 from edgeda.errors import InputError, did_you_mean, require
-from edgeda.runtime.preprocessing import network_input
+from edgeda.runtime.preprocessing import model_input
 
 BATCH = 64
 
@@ -40,7 +40,9 @@ def evaluate(model: str | None, data: str, role: str = "student") -> dict[str, A
         manifest = backend.manifest
         images = load_test(data, manifest.classes, manifest.preprocessing)
         batches = (images.squares[at : at + BATCH] for at in range(0, len(images), BATCH))
-        logits = np.concatenate([backend(network_input(part, manifest.preprocessing)) for part in batches])
+        logits = np.concatenate(
+            [backend(model_input(part, manifest.preprocessing, manifest.layout)) for part in batches]
+        )
         name, engine, classes = str(found), backend.name, manifest.classes
     return {"model": name, "engine": engine, "data": data, **_report(logits, images, classes)}
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,18 @@ from numpy.typing import NDArray
 import edgeda
 from edgeda.artifacts import RunDirectory
 from edgeda.errors import InputError, from_os_error, require
-from edgeda.export.onnx import export_onnx, replacing
-from edgeda.export.parity import Parity, accuracy, check_parity
+from edgeda.export.budget import Reference
+from edgeda.export.builder import LEAST_CALIBRATION, Builder, Built, Calibration, Options, Teaching
+from edgeda.export.consumers import Request
+from edgeda.export.onnx import replacing
+from edgeda.export.parity import Parity, accuracy, logits_of
 from edgeda.models import load_network, parameters_m
-from edgeda.runtime.backends import OnnxRuntimeBackend, read_manifest
+from edgeda.runtime.backends import read_manifest
 from edgeda.runtime.manifest import Manifest
 from edgeda.runtime.preprocessing import Pixels, network_input
 from edgeda.torch_backend import TorchBackend
 
-__all__ = ["PARITY_LIMIT", "export_run"]
+__all__ = ["PARITY_LIMIT", "Calibration", "Options", "Request", "Teaching", "export_run"]
 
 PARITY_LIMIT = 1e-4
 """Largest difference of any logit allowed between torch and the exported file."""
@@ -43,26 +46,35 @@ def export_run(
     overwrite: bool = False,
     gmacs: float | None = None,
     threads: int | None = None,
+    wanted: Sequence[Request] = (Request(),),
+    calibration: Calibration | None = None,
+    teaching: Teaching | None = None,
+    options: Options | None = None,
 ) -> dict[str, Any]:
-    """Export a run's network to `out`/ROLE.onnx with `manifest.json` beside it.
+    """Export a run's network as each artifact `wanted`, a folder each with a `manifest.json`, and judge them all.
 
-    `out` is RUN/exports for the student, RUN/exports/ROLE for the teacher and the source-only student.
+    The plain fp32 ONNX is `out`/ROLE.onnx; any other lies in `out`/LABEL/. `out` is RUN/exports for the student,
+    RUN/exports/ROLE for the teacher and the source-only student.
 
     `images` are stored squares uint8 `(N, S, S, 3)` of real pictures, `images_from` says in words
-    which; with `labels` `(N,)` the accuracy of network and file is recorded too. A few hundred are
-    plenty. An earlier export of the same run is replaced; anything else in its place only with
-    `overwrite`. Returns `path`, `manifest_path`, `manifest`, and `replaced`, all JSON values.
+    which; with `labels` `(N,)` accuracy is what an artifact may lose, else agreement with the fp32 network. A few
+    hundred are plenty. int8 needs `calibration`, `teaching` makes it quantization-aware. An earlier export of the same
+    run is replaced; anything else in its place only with `overwrite`. Returns `path`, `manifest_path`, `manifest` and
+    `replaced` of the first artifact, all of them under `artifacts`, and `table`: JSON values.
 
-    Raises InputError when the run has no student, the images do not fit, the place is taken, or the
-    file differs from the network by more than PARITY_LIMIT; nothing is left behind then.
+    Raises InputError when the run has no such network, the images do not fit, a place is taken, the plain file differs
+    from the network by more than PARITY_LIMIT, or an artifact loses more than it may; nothing is left behind then.
     """
     network, card = load_network(run.weights(role))
     _check_images(images, labels, card.preprocessing.stored_size, len(card.classes))
+    if any(request.precision == "int8" for request in wanted):
+        _check_calibration(calibration)
     folder = out or (run.exports if role == "student" else run.exports / role)
-    path, manifest_path = folder / f"{role}.onnx", folder / "manifest.json"
-    replaced = path.exists()
-    if not overwrite:
-        _check_place(path, manifest_path, None if out is None else run.name)
+    places = {request: folder / request.label for request in wanted}
+    replaced = {
+        request: _check_place(request, place, role, overwrite, None if out is None else run.name)
+        for request, place in places.items()
+    }
     manifest = Manifest(
         classes=card.classes,
         preprocessing=card.preprocessing,
@@ -72,36 +84,85 @@ def export_run(
         source_run=run.name,
         gmacs=gmacs,
         params_m=parameters_m(network),
-        tools={
-            "edgeda": edgeda.__version__,
-            "torch": str(torch.__version__),
-            "onnx": str(require("onnx", "train", "exporting to ONNX").__version__),
-        },
+        tools=_tools(),
     )
+    options = replace(options or Options(), threads=threads)
+    torch_logits = logits_of(
+        TorchBackend(network, manifest, threads), network_input(images, card.preprocessing), batch=7
+    )
+    reference = Reference(images, card.preprocessing, torch_logits, labels)
+    builder = Builder(network, manifest, reference, calibration, teaching, options)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise from_os_error(error, "making the export folder") from error
-    with replacing(manifest_path) as manifest_part, replacing(path) as part:
-        manifest = export_onnx(network, manifest, part)
-        inputs = network_input(images, card.preprocessing)
-        parity = check_parity(TorchBackend(network, manifest, threads), OnnxRuntimeBackend(part, threads), inputs)
-        _check_limit(parity)
-        written = part.read_bytes()
-        manifest = replace(
-            manifest,
-            sha256=hashlib.sha256(written).hexdigest(),
-            size_mb=len(written) / 1e6,
-            parity={**parity.to_dict(), "limit": PARITY_LIMIT, "images_from": images_from},
-            accuracy=_accuracy(parity, labels, images_from),
-        )
-        manifest_part.write_text(json.dumps(manifest.to_dict(), indent=2) + "\n", encoding="utf-8")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
+            made = _build_all(builder, wanted, Path(temporary), role)
+            artifacts = [
+                _place(request, built, places[request], images_from, made, reference) | {"replaced": replaced[request]}
+                for request, built in made.items()
+                if request in places
+            ]
+    except OSError as error:
+        raise from_os_error(error, "writing the export") from error
+    return {**artifacts[0], "artifacts": artifacts, "table": [built.row for built in made.values()]}
+
+
+def _build_all(builder: Builder, wanted: Sequence[Request], temporary: Path, role: str) -> dict[Request, Built]:
+    """The fp32 ONNX first, asked for or not: the others are measured beside it."""
+    plain = Request()
+    made: dict[Request, Built] = {}
+    for number, request in enumerate(dict.fromkeys((plain, *wanted))):
+        made[request] = builder.build(request, temporary / str(number), role)
+        if (request.format, request.precision) == ("onnx", "fp32"):
+            _check_limit(made[request].parity)
+    return made
+
+
+def _place(
+    request: Request, built: Built, place: Path, images_from: str, made: Mapping[Request, Built], reference: Reference
+) -> dict[str, Any]:
+    """Complete the manifest and move the files to their place."""
+    manifest = replace(
+        built.manifest,
+        parity={
+            **built.parity.to_dict(),
+            "limit": PARITY_LIMIT if (request.format, request.precision) == ("onnx", "fp32") else None,
+            "images_from": images_from,
+        },
+        accuracy=_accuracy(built.parity, reference, images_from),
+        checks=[one.row for one in made.values()],
+    )
+    place.mkdir(parents=True, exist_ok=True)
+    with replacing(place / "manifest.json") as part:
+        part.write_text(json.dumps(manifest.to_dict(), indent=2) + "\n", encoding="utf-8")
+        for file in built.files:
+            file.replace(place / file.name)
     return {
-        "path": str(path),
-        "manifest_path": str(manifest_path),
+        "path": str(place / built.files[0].name),
+        "manifest_path": str(place / "manifest.json"),
         "manifest": json.loads(json.dumps(manifest.to_dict())),
-        "replaced": replaced,
     }
+
+
+def _tools() -> dict[str, str]:
+    """Versions of what makes the files."""
+    return {
+        "edgeda": edgeda.__version__,
+        "torch": str(torch.__version__),
+        "onnx": str(require("onnx", "train", "exporting to ONNX").__version__),
+    }
+
+
+def _check_calibration(calibration: Calibration | None) -> None:
+    if calibration is None:
+        raise InputError("int8 needs calibration images; name unlabelled target images with --calibration")
+    if len(calibration.squares) < LEAST_CALIBRATION:
+        raise InputError(
+            f"{len(calibration.squares)} {calibration.origin} are too few to calibrate int8 on: at least "
+            f"{LEAST_CALIBRATION} are wanted, some hundred are better; name more with --calibration"
+        )
 
 
 def _check_images(images: Pixels, labels: NDArray[np.int64] | None, side: int, classes: int) -> None:
@@ -115,15 +176,16 @@ def _check_images(images: Pixels, labels: NDArray[np.int64] | None, side: int, c
         raise InputError(f"labels must be 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
 
 
-def _check_place(path: Path, manifest_path: Path, run_name: str | None) -> None:
-    """InputError unless what lies there is an export of edgeda, and of this run where that is asked."""
+def _check_place(request: Request, place: Path, role: str, overwrite: bool, run_name: str | None) -> bool:
+    """Whether an artifact is there already; InputError unless edgeda exported it, from `run_name` where given."""
     advice = "choose another --out, or pass --overwrite"
+    model = place / (f"{role}.xml" if request.format == "openvino" else f"{role}.onnx")
     readers: dict[Path, Callable[[Path], Manifest | None]] = {
-        path: read_manifest,
-        manifest_path: lambda beside: Manifest.from_json(beside.read_text(encoding="utf-8")),
+        model: read_manifest,
+        place / "manifest.json": lambda beside: Manifest.from_json(beside.read_text(encoding="utf-8")),
     }
     for taken, read in readers.items():
-        if not taken.exists():
+        if overwrite or not taken.exists():
             continue
         try:
             found = read(taken)
@@ -133,6 +195,7 @@ def _check_place(path: Path, manifest_path: Path, run_name: str | None) -> None:
             raise InputError(f"{taken} is not an edgeda export and is not overwritten; {advice}")
         if run_name is not None and found.source_run != run_name:
             raise InputError(f"{taken} is the export of another run, '{found.source_run}'; {advice}")
+    return model.exists()
 
 
 def _check_limit(parity: Parity) -> None:
@@ -144,12 +207,12 @@ def _check_limit(parity: Parity) -> None:
         )
 
 
-def _accuracy(parity: Parity, labels: NDArray[np.int64] | None, images_from: str) -> dict[str, Any] | None:
-    if labels is None:
+def _accuracy(parity: Parity, reference: Reference, images_from: str) -> dict[str, Any] | None:
+    if reference.labels is None:
         return None
     return {
-        "torch": accuracy(parity.reference_logits, labels),
-        "exported": accuracy(parity.candidate_logits, labels),
-        "images": len(labels),
+        "torch": accuracy(reference.logits, reference.labels),
+        "exported": accuracy(parity.candidate_logits, reference.labels),
+        "images": len(reference.labels),
         "images_from": images_from,
     }

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeda.artifacts import RECIPE, RunDirectory
-from edgeda.data import load_target, load_test, spread
+from edgeda.data import ImageSet, load_target, load_test, spread
 from edgeda.errors import EdgedaError, InputError
-from edgeda.models import read_card
+from edgeda.export.builder import Calibration, Teaching
+from edgeda.models import load_network, read_card
 from edgeda.recipe_file import load_recipe
 from edgeda.runtime.preprocessing import Pixels
 
-LIMIT = 512
+LIMIT, CALIBRATION_LIMIT, TEACHING_LIMIT = 512, 256, 4096
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,38 @@ def parity_images(run: RunDirectory, images: str | None, role: str = "student") 
             raise
         raise InputError(f"the run's target images cannot be read ({error}); name a folder with --images") from error
     return CheckImages(target.squares[:], f"target images ({target.name})", None, gmacs)
+
+
+def calibration_images(run: RunDirectory, images: str | None) -> Calibration:
+    """Up to 256 unlabelled images that int8 is calibrated on: `images`, or the run's own target."""
+    found = _target(run, images, CALIBRATION_LIMIT)
+    return Calibration(found.squares, f"calibration images ({found.name})")
+
+
+def teaching(run: RunDirectory, images: str | None, role: str, epochs: int) -> Teaching:
+    """The run's teacher and up to 4096 unlabelled target images for quantization-aware distillation.
+
+    InputError when the run has no teacher, or the teacher itself is exported.
+    """
+    if role == "teacher":
+        raise InputError("--qat needs somebody to teach the network; the teacher has nobody: export the student")
+    weights = run.weights("teacher")
+    if not weights.is_file():
+        raise InputError(f"--qat needs the teacher of the run, and {run.path} has none; leave --qat out")
+    teacher, _ = load_network(weights)
+    recipe = load_recipe(str(run.path / RECIPE))
+    found = _target(run, images, TEACHING_LIMIT)
+    return Teaching(teacher, found.squares, epochs, float(recipe.distill.tau), recipe.data.augment)
+
+
+def _target(run: RunDirectory, images: str | None, limit: int) -> ImageSet:
+    recipe = load_recipe(str(run.path / RECIPE))
+    data = recipe.data.model_copy(update={"target": images} if images else {})
+    try:
+        return load_target(data, limit)
+    except EdgedaError as error:
+        if images is not None:
+            raise
+        raise InputError(
+            f"the run's target images cannot be read ({error}); name a folder with --calibration"
+        ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,15 +14,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgeda.errors import InputError, from_os_error, require
+from edgeda.export.graph import finish, opset_of, to_opset
 from edgeda.models import LogitsOnly, Network
-from edgeda.runtime.manifest import METADATA_KEY, Manifest
+from edgeda.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
-    from onnx import FunctionProto, GraphProto, ModelProto
+    from onnx import ModelProto
 
 OPSET = 20
-NAMES_KEY = "names"
-"""Metadata key of the class names as `{"0": name}`, which other tools read too."""
+_LOWEST_TORCH_OPSET = 18
+"""torch takes a lower one without a word and writes this."""
 
 
 def export_onnx(network: Network, manifest: Manifest, path: Path) -> Manifest:
@@ -33,21 +33,11 @@ def export_onnx(network: Network, manifest: Manifest, path: Path) -> Manifest:
     manifest with the opset read back from the graph; that one is inside the file. Raises InputError
     when the network cannot be exported or `path` not be written, and then leaves `path` as it was.
     """
-    model = _convert(network, manifest)
-    _strip(model.graph)
-    for function in model.functions:
-        _strip(function)
-    model.doc_string = ""
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    manifest = replace(manifest, opset=opset)
-    names = {str(index): name for index, name in enumerate(manifest.classes)}
-    del model.metadata_props[:]
-    for key, value in ((METADATA_KEY, manifest.embedded()), (NAMES_KEY, json.dumps(names))):
-        model.metadata_props.add(key=key, value=value)
-    onnx = require("onnx", "train", "exporting to ONNX")
-    onnx.checker.check_model(model, full_check=True)
+    model = to_model(network, manifest)
+    manifest = replace(manifest, opset=opset_of(model))
+    content = finish(model, manifest)
     with replacing(path) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        temporary.write_bytes(content)
     return manifest
 
 
@@ -67,8 +57,11 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _convert(network: Network, manifest: Manifest) -> ModelProto:
-    """Torch's own exporter, in silence; it folds every BatchNorm into the layer before it."""
+def to_model(network: Network, manifest: Manifest, opset: int = OPSET) -> ModelProto:
+    """An fp32 graph of any batch in exactly `opset`; torch's own exporter folds every BatchNorm into the layer before.
+
+    InputError when torch cannot export the network, or the converter not bring it down to `opset`.
+    """
     for package in ("onnx", "onnxscript"):
         require(package, "train", "exporting to ONNX")
     module = LogitsOnly(copy.deepcopy(network)).to("cpu", torch.float32).eval()
@@ -81,7 +74,7 @@ def _convert(network: Network, manifest: Manifest) -> ModelProto:
                 module,
                 (torch.zeros(2, 3, size, size),),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=max(opset, _LOWEST_TORCH_OPSET),
                 input_names=[manifest.input_name],
                 output_names=[manifest.output_name],
                 dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
@@ -93,19 +86,4 @@ def _convert(network: Network, manifest: Manifest) -> ModelProto:
     if program is None:
         raise RuntimeError("torch.onnx.export(dynamo=True) returned no program")
     model: ModelProto = program.model_proto
-    return model
-
-
-def _strip(graph: GraphProto | FunctionProto) -> None:
-    """Remove every comment: torch puts stack traces with local paths there."""
-    parts = [graph, *graph.node, *graph.value_info]
-    if hasattr(graph, "initializer"):
-        parts += [*graph.input, *graph.output, *graph.initializer]
-    for part in parts:
-        part.ClearField("doc_string")
-        part.ClearField("metadata_props")
-    for node in graph.node:
-        for attribute in node.attribute:
-            attribute.ClearField("doc_string")
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                _strip(inner)
+    return to_opset(model, opset)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from edgeda.errors import InputError
 from edgeda.runtime.backends import Backend
+from edgeda.runtime.classifier import softmax
+from edgeda.runtime.manifest import LOGITS, PROBABILITIES
 
 Logits = NDArray[np.float32]
 
@@ -29,6 +31,8 @@ class Parity:
     """`(N, C)`."""
     candidate_logits: Logits = field(repr=False)
     """`(N, C)`, at the first batch size."""
+    of: str = LOGITS
+    """What the errors are differences of: `logits`, or `probabilities` where the model gives those."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, without the logits."""
@@ -38,6 +42,7 @@ class Parity:
             "mean_abs_error": self.mean_abs_error,
             "agreement": self.agreement,
             "batches": list(self.batches),
+            "of": self.of,
         }
 
 
@@ -51,14 +56,24 @@ def check_parity(
     """
     if len(inputs) == 0:
         raise InputError("no images to compare the exported model on")
-    expected = _logits(reference, inputs, max(batches))
-    answers = np.stack([_logits(candidate, inputs, batch) for batch in batches])
+    return compare(logits_of(reference, inputs, max(batches)), candidate, inputs, batches, reference.name)
+
+
+def compare(
+    expected: Logits, candidate: Backend, inputs: NDArray[Any], batches: Sequence[int], name: str = "torch"
+) -> Parity:
+    """`check_parity` against logits `(N, C)` that `name` gave; `inputs` `(N, ...)` are in the candidate's layout."""
+    answers = np.stack([logits_of(candidate, inputs, batch) for batch in batches])
     if answers.shape[1:] != expected.shape:
         raise InputError(
-            f"{candidate.name} gives logits {answers.shape[1:]}, {reference.name} gives {expected.shape}: "
+            f"{candidate.name} gives logits {answers.shape[1:]}, {name} gives {expected.shape}: "
             "these are not the same model"
         )
-    errors = np.abs(answers.astype(np.float64) - expected)
+    of = candidate.manifest.output if candidate.manifest else LOGITS
+    given, wanted = (softmax(answers.reshape(-1, answers.shape[2])).reshape(answers.shape), softmax(expected)) if (
+        of == PROBABILITIES
+    ) else (answers.astype(np.float64), expected.astype(np.float64))  # fmt: skip
+    errors = np.abs(given - wanted)
     return Parity(
         images=len(inputs),
         max_abs_error=float(errors.max()),
@@ -67,6 +82,7 @@ def check_parity(
         batches=tuple(batches),
         reference_logits=expected,
         candidate_logits=answers[0],
+        of=of,
     )
 
 
@@ -75,7 +91,8 @@ def accuracy(logits: Logits, labels: NDArray[np.int64]) -> float:
     return 100.0 * float((logits.argmax(1) == labels).mean())
 
 
-def _logits(backend: Backend, inputs: NDArray[np.float32], batch: int) -> Logits:
+def logits_of(backend: Backend, inputs: NDArray[Any], batch: int) -> Logits:
+    """Logits `(N, C)` of inputs `(N, ...)` in full batches of `batch`; InputError for values that are not finite."""
     wanted = np.arange(-(-len(inputs) // batch) * batch) % len(inputs)
     parts = [backend(inputs[wanted[start : start + batch]]) for start in range(0, len(wanted), batch)]
     logits = np.concatenate(parts)[: len(inputs)]

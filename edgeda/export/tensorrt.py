@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeda.errors import EdgedaError, InputError, MachineError, from_os_error
+from edgeda.export.consumers import CONSUMERS
 from edgeda.export.engine_builder import REQUEST_NAME, BuildError, build, gpu
 from edgeda.export.engine_kit import KIT_SCRIPT, write_kit
 from edgeda.export.engine_source import EngineSource, read_source
@@ -98,17 +99,44 @@ def check_request(options: EngineOptions, *, trt: bool, rtx: bool, device: str |
             raise InputError(f"{name} is for --trt; " + ("TensorRT for RTX has none" if rtx else "add that"))
 
 
+def build_engines(
+    result: Mapping[str, Any], options: EngineOptions, *, rtx: bool, device: str | None, overwrite: bool
+) -> list[dict[str, Any]]:
+    """`export_engine` for each artifact of `export_run`'s result that was made for TensorRT; InputError without one.
+
+    Where one cannot be built, the others are tried (each leaves its kit) before the first MachineError is raised.
+    """
+    made = [
+        Path(artifact["path"])
+        for artifact in result["artifacts"]
+        if CONSUMERS[artifact["manifest"].get("consumer") or "any"].scheme == "trt"
+    ]
+    if not made:
+        raise InputError("no ONNX for TensorRT was asked for; leave --for out, or name trt or a JetPack")
+    engines, failures = [], []
+    for path in made:
+        try:
+            engines.append(export_engine(path, options, rtx=rtx, device=device, overwrite=overwrite))
+        except MachineError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return engines
+
+
 def engine_text(result: Mapping[str, Any]) -> str:
-    """What is said of the engine of an export, after what is said of its ONNX file; empty without one."""
-    if "engine" not in result:
-        return ""
-    manifest = result["engine"]["manifest"]
+    """What is said of the engines of an export, after what is said of its other files; empty without any."""
+    return "".join(_engine_line(engine) for engine in result.get("engines", ()))
+
+
+def _engine_line(engine: Mapping[str, Any]) -> str:
+    manifest = engine["manifest"]
     built = manifest["engine"]
     layers = ", ".join(f"{count} layers in {name}" for name, count in sorted(built["compute_layers"].items()))
     target = built["gpu"]["name"] if built["gpu"] else "RTX GPUs"
     least, usual, most = built["batch"]
     return (
-        f"\nwrote {result['engine']['path']}: {manifest['size_mb']:.1f} MB by {built['package']} {built['version']} "
+        f"\nwrote {engine['path']}: {manifest['size_mb']:.1f} MB by {built['package']} {built['version']} "
         f"for {target}, {layers} ({built['typing']} typing), batch {least} to {most} (tuned for {usual}), "
         f"built in {built['build_s']:.1f} s; it was not run"
     )
@@ -116,7 +144,9 @@ def engine_text(result: Mapping[str, Any]) -> str:
 
 def _request(source: EngineSource, engine: str, options: EngineOptions, package: str) -> dict[str, Any]:
     """What the builder is told; see `engine_builder.build`. Parity and accuracy were measured on the ONNX file."""
-    manifest = replace(source.manifest, sha256=None, size_mb=None, parity=None, accuracy=None)
+    manifest = replace(
+        source.manifest, sha256=None, size_mb=None, parity=None, accuracy=None, quantization=None, checks=None
+    )
     return {
         "onnx": source.path.name,
         "onnx_sha256": hashlib.sha256(source.path.read_bytes()).hexdigest(),

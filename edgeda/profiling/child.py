@@ -63,7 +63,7 @@ def resident_mb(which: str = "VmRSS", status: Path = Path("/proc/self/status")) 
 def memory(request: Mapping[str, Any]) -> Answer:
     """Peak resident memory after one call at each batch size, ascending, and what was resident before opening."""
     from edgeda.profiling.opening import subject_from
-    from edgeda.profiling.subjects import noise
+    from edgeda.profiling.subjects import input_for
 
     subject = subject_from(request["subject"])
     subject.prepare()
@@ -71,7 +71,7 @@ def memory(request: Mapping[str, Any]) -> Answer:
     opened = subject.open(int(request["threads"]), count=False)
     peaks = {}
     for batch in sorted(request["batches"]):
-        opened.backend(noise(batch, opened.backend.input_shape))
+        opened.backend(input_for(opened.backend, batch))
         peaks[str(batch)] = resident_mb("VmHWM")
     return {"before_mb": before, "peak_mb": peaks, "load_ms": opened.load_ms}
 

@@ -31,6 +31,7 @@ from edgeda.profiling.opening import (
 from edgeda.profiling.power import PowerMeter
 from edgeda.profiling.stages import image_for, measure_stages
 from edgeda.runtime.backends import Backend
+from edgeda.runtime.manifest import FLOAT_NCHW
 from edgeda.runtime.preprocessing import Preprocessing
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "backbone_subject",
     "engines_for",
     "file_subject",
+    "input_for",
     "measure",
     "model_size_mb",
     "noise",
@@ -156,7 +158,7 @@ def _timed(
     subject: Subject, opened: Sequence[Opened], batch: int, threads: int, budget_s: float, extras: Extras
 ) -> Profile:
     first = opened[0]
-    images = noise(batch, first.backend.input_shape)
+    images = input_for(first.backend, batch)
     finite = bool(np.isfinite(first.backend(images)).all())
     with _power(extras) as meter:
         latency = measure_latency(
@@ -202,7 +204,7 @@ def _timed(
     )
 
 
-def _call(backend: Backend, images: NDArray[np.float32]) -> Any:
+def _call(backend: Backend, images: NDArray[Any]) -> Any:
     return lambda: backend(images)
 
 
@@ -220,7 +222,7 @@ def _with_execution(row: Profile, subject: Subject, opened: Opened) -> Profile:
     if subject.engine not in PROVIDERS:
         return row
     providers = list(dict.fromkeys([PROVIDERS[subject.engine], PROVIDERS["onnxruntime"]]))
-    images = noise(getattr(opened.backend, "fixed_batch", None) or row.batch, opened.backend.input_shape)
+    images = input_for(opened.backend, getattr(opened.backend, "fixed_batch", None) or row.batch)
     try:
         executed = onnxruntime_executed(Path(subject.location), images, providers, row.threads or 1)
     except EdgedaError as error:
@@ -274,7 +276,17 @@ def _with_memory(subject: Subject, rows: list[Measured], threads: int) -> list[M
     return remembered
 
 
-def noise(batch: int, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """The same random pixels every time, as a network's input `(B, C, H, W)`: values in [-2, 2]."""
+def noise(batch: int, shape: tuple[int, int, int], layout: str = FLOAT_NCHW) -> NDArray[Any]:
+    """The same random pixels every time, as a network's input `(B, C, H, W)`: values in [-2, 2].
+
+    In another `layout` the pixels themselves, `(B, H, W, C)` for NHWC.
+    """
     pixels = np.random.default_rng(0).integers(0, 256, (batch, *shape), dtype=np.uint8)
-    return np.asarray(pixels / 63.75 - 2, np.float32)
+    if layout == FLOAT_NCHW:
+        return np.asarray(pixels / 63.75 - 2, np.float32)
+    return pixels if "NCHW" in layout else np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+
+
+def input_for(backend: Backend, batch: int) -> NDArray[Any]:
+    """`noise` of the shape and layout that a loaded model takes."""
+    return noise(batch, backend.input_shape, backend.manifest.layout if backend.manifest else FLOAT_NCHW)

@@ -13,7 +13,7 @@ from edgeda.artifacts import METRICS, SUMMARY, RunDirectory
 from edgeda.errors import EdgedaError, InputError
 from edgeda.profiling.latency import Latency, measure_latency
 from edgeda.profiling.machine import compute_threads, machine
-from edgeda.profiling.subjects import noise, weights_subject
+from edgeda.profiling.subjects import input_for, weights_subject
 from edgeda.report.compare import compare_runs
 from edgeda.report.evidence import Evidence, collect
 from edgeda.report.page import page, write_page
@@ -94,7 +94,7 @@ def _measured(
 def single_calls(run: RunDirectory, seconds: float, threads: int) -> tuple[list[float], Latency]:
     """Milliseconds of each call of the student in torch at batch 1, warm-up left out, and their summary."""
     opened = weights_subject("student", run.weights()).open(threads)
-    images = noise(1, opened.backend.input_shape)
+    images = input_for(opened.backend, 1)
     return timed_calls(lambda: opened.backend(images), seconds)
 
 

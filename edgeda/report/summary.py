@@ -16,6 +16,19 @@ ACCURACY_COLUMNS = (
     Column("gmacs", "GMACs"),
     Column("params_m", "params", "M"),
 )
+EXPORT_COLUMNS = (
+    Column("artifact", "artifact"),
+    Column("executed", "runs here in"),
+    Column("size_mb", "size", "MB", 1),
+    Column("max_abs_error", "largest", "error"),
+    Column("mean_abs_error", "mean", "error"),
+    Column("agreement", "agreement", "%", 1),
+    Column("accuracy", "accuracy", "%", 1),
+    Column("drop", "lost", "points", 2),
+    Column("kept", "kept", "layers"),
+    Column("latency_ms", "latency", "ms"),
+    Column("speedup", "x fp32", "ONNX", 2),
+)
 NAMES = {"source_only": "student, source-only", "student": "student, adapted", "teacher": "teacher"}
 
 
@@ -114,18 +127,36 @@ def evaluation_text(result: Mapping[str, Any]) -> str:
 
 
 def export_text(result: Mapping[str, Any]) -> str:
-    """What was written and how far it is from torch."""
-    manifest = result["manifest"]
-    parity = manifest["parity"]
-    batches = " and ".join(str(size) for size in parity["batches"])
-    lines = [
-        f"wrote {result['path']}: {manifest['size_mb']:.1f} MB, {manifest['precision']}, opset {manifest['opset']}, "
-        f"any batch size, {len(manifest['classes'])} classes and preprocessing inside",
-        f"checked against torch on {parity['images']} {parity['images_from']} at batch {batches}: "
-        f"largest difference {parity['max_abs_error']:.1e} (limit {parity['limit']:.0e}), "
-        f"same class on {parity['agreement']:.1f} %",
-    ]
-    accuracy = manifest["accuracy"]
-    if accuracy:
-        lines.append(f"accuracy on them: torch {accuracy['torch']:.1f} %, exported {accuracy['exported']:.1f} %")
+    """What was written, the table of all artifacts beside the fp32 ONNX, and what to type next."""
+    lines = []
+    for artifact in result["artifacts"]:
+        manifest = artifact["manifest"]
+        low, high = manifest["batch"]
+        batch = "any batch size" if high is None else f"batch {low}" if low == high else f"batch {low} to {high}"
+        opset = f", opset {manifest['opset']}" if manifest["opset"] else ""
+        lines.append(
+            f"wrote {artifact['path']}: {manifest['size_mb']:.1f} MB, {manifest['precision']}{opset}, {batch}, "
+            f"{manifest['layout']} to {manifest['output']}"
+        )
+        quantization = manifest["quantization"] or {}
+        if quantization:
+            kept = ", ".join(quantization["kept"]) or "none"
+            lines.append(
+                f"  {quantization['scheme']}, {quantization['calibrator']} on {quantization['images']} "
+                f"{quantization['images_from']}; layers in higher precision: {kept}"
+            )
+        if quantization.get("qat"):
+            taught = quantization["qat"]
+            lines.append(
+                f"  taught for {taught['epochs']} epochs on {taught['images']} images: {quantization['drop']:.2f} "
+                f"points lost, without it {taught['drop_without']:.2f}"
+            )
+    parity = result["manifest"]["parity"]
+    lines += ["", text_table(result["table"], EXPORT_COLUMNS, width=120), ""]
+    lines.append(
+        f"judged against torch on {parity['images']} {parity['images_from']}; "
+        f"points of {result['table'][0]['measure']}; errors of logits, of a raw file's probabilities"
+    )
+    if not all(row["clean"] for row in result["table"]):
+        lines.append("other programs used the CPU meanwhile: latencies are not clean")
     return "\n".join([*lines, "", f"next: edgeda profile {result['path']}"])

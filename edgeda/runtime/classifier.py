@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from edgeda.errors import InputError
 from edgeda.runtime.backends import open_backend
-from edgeda.runtime.preprocessing import Pixels, network_input, open_image, square_pixels
+from edgeda.runtime.preprocessing import Pixels, model_input, open_image, square_pixels
 
 Picture = Pixels | Image.Image | str | Path
 """One image: uint8 RGB `(H, W, 3)` of any size, a Pillow image, or the path of an image file."""
@@ -71,7 +71,7 @@ class Classifier:
         side = self.preprocessing.stored_size
         if squares.dtype != np.uint8 or squares.ndim != 4 or squares.shape[1:] != (side, side, 3):
             raise InputError(f"expected squares uint8 (B, {side}, {side}, 3), got {squares.dtype} {squares.shape}")
-        logits = self.backend(network_input(squares, self.preprocessing))
+        logits = self.backend(model_input(squares, self.preprocessing, self.manifest.layout))
         if logits.shape[1] != len(self.classes):
             raise InputError(f"the model tells {logits.shape[1]} classes apart, its manifest names {len(self.classes)}")
         if not np.isfinite(logits).all():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -12,6 +12,10 @@ from edgeda.runtime.preprocessing import Preprocessing
 
 METADATA_KEY = "edgeda"
 FORMAT = 1
+FLOAT_NCHW, RAW_NHWC, RAW_NCHW = "float32 NCHW RGB", "uint8 NHWC RGB", "uint8 NCHW RGB"
+LAYOUTS = (FLOAT_NCHW, RAW_NHWC, RAW_NCHW)
+"""What a model takes: normalized float images, or raw pixels at the input size, normalized inside the graph."""
+LOGITS, PROBABILITIES = "logits", "probabilities"
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Manifest:
     """Everything needed to feed an exported classifier and to trust its answers.
 
     Embedded in the model file as JSON under `METADATA_KEY` (ONNX metadata_props) without what only
-    exists once the file is written (`sha256`, `parity`, `size_mb`), and written whole as
+    exists once the file is written (`sha256`, `size_mb` and what was measured), and written whole as
     `manifest.json` beside it.
     """
 
@@ -31,7 +35,12 @@ class Manifest:
     """Smallest and largest batch; None: no upper limit."""
     input_name: str = "images"
     output_name: str = "logits"
-    layout: str = "float32 NCHW RGB"
+    layout: str = FLOAT_NCHW
+    """One of LAYOUTS: type, order and channels of the input."""
+    output: str = LOGITS
+    """What the output holds: `logits`, or `probabilities` where the softmax is inside the graph."""
+    consumer: str | None = None
+    """What the file was made for (`trt`, `x86`, ...); None: anything that reads its format."""
     opset: int | None = None
     source_run: str | None = None
     gmacs: float | None = None
@@ -41,6 +50,10 @@ class Manifest:
     size_mb: float | None = None
     parity: Mapping[str, Any] | None = None
     accuracy: Mapping[str, Any] | None = None
+    quantization: Mapping[str, Any] | None = None
+    """Of an int8 model: scheme, calibration, layers kept in higher precision, and what that costs in points."""
+    checks: Sequence[Mapping[str, Any]] | None = None
+    """The table of the export that wrote this file: a row for each of its artifacts, this one's included."""
     format: int = FORMAT
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,7 +64,7 @@ class Manifest:
 
     def embedded(self) -> str:
         """The JSON that goes inside the model file: no hashes, no measurements, sorted keys."""
-        outside = {"sha256", "size_mb", "parity", "accuracy"}
+        outside = {"sha256", "size_mb", "parity", "accuracy", "quantization", "checks"}
         values = {key: value for key, value in self.to_dict().items() if key not in outside}
         return json.dumps(values, sort_keys=True, ensure_ascii=True)
 
@@ -72,6 +85,11 @@ class Manifest:
             kept["batch"] = (int(smallest), None if largest is None else int(largest))
             if not all(isinstance(kept.get(name, ""), str) for name in ("input_name", "output_name", "precision")):
                 raise TypeError("input_name, output_name and precision are texts")
+            if kept.get("layout", FLOAT_NCHW) not in LAYOUTS or kept.get("output", LOGITS) not in (
+                LOGITS,
+                PROBABILITIES,
+            ):
+                raise ValueError(f"layout {kept.get('layout')!r}, output {kept.get('output')!r}")
             return cls(**kept)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"the model's manifest cannot be read: {error!r}") from error

@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from edgeda.errors import InputError, from_os_error
 from edgeda.runtime.backends.engine_file import SUFFIX as ENGINE_SUFFIX
 from edgeda.runtime.backends.engine_file import read_sidecar
-from edgeda.runtime.manifest import METADATA_KEY, Manifest
+from edgeda.runtime.manifest import FLOAT_NCHW, METADATA_KEY, PROBABILITIES, Manifest
 from edgeda.runtime.onnx_file import read_metadata
 
 
 class Backend(Protocol):
-    """A loaded model: float32 NCHW images in, float32 logits out."""
+    """A loaded model: images in as its manifest's `layout` says (float32 NCHW without one), float32 logits out.
+
+    Of a model whose output is probabilities, the logits are their logarithms: the softmax gives them back.
+    """
 
     name: str
     """What executes: `torch`, `onnxruntime`, `openvino`, `tensorrt`."""
@@ -30,8 +33,8 @@ class Backend(Protocol):
     input_shape: tuple[int, int, int]
     """Channels, height, width."""
 
-    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits `(B, C)` of images `(B, 3, H, W)`."""
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits `(B, C)` of images `(B, 3, H, W)`, or `(B, H, W, 3)` where the layout is NHWC."""
         ...
 
 
@@ -47,25 +50,31 @@ class FileBackend(ABC):
         self.fixed_batch: int | None
         """The only batch size the graph takes; None when it takes any."""
         self.fixed_batch, self.input_shape = resolve_shape(path, manifest, input_dims)
+        self._layout = manifest.layout if manifest else FLOAT_NCHW
 
-    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits `(B, C)` of images `(B, 3, H, W)`; InputError for any other shape or type.
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits `(B, C)` of images in the model's layout; InputError for any other shape or type.
 
-        A model of fixed batch size k runs k images at a time and refuses a remainder.
+        A model of fixed batch size k runs k images at a time and refuses a remainder; one whose manifest
+        names a largest batch gets no larger one.
         """
-        check_batch(batch, self.input_shape)
-        step = self.fixed_batch or len(batch)
-        if len(batch) % step:
+        check_batch(batch, self.input_shape, self._layout)
+        largest = self.manifest.batch[1] if self.manifest else None
+        step = self.fixed_batch or min(len(batch), largest or len(batch))
+        if self.fixed_batch and len(batch) % step:
             raise InputError(
                 f"{self.path} takes batches of exactly {step} images, got {len(batch)}; pad the batch, or export "
                 "the model with a dynamic batch"
             )
         parts = [self._run(batch[start : start + step]) for start in range(0, len(batch), step)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        outputs = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if self.manifest is not None and self.manifest.output == PROBABILITIES:
+            return np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
+        return outputs
 
     @abstractmethod
-    def _run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of a batch of a size that the graph takes."""
+    def _run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """What the graph answers to a batch of a size that it takes."""
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -101,22 +110,26 @@ def read_manifest(path: Path) -> Manifest | None:
         raise InputError(f"{path}: {error}") from error
 
 
-def check_batch(batch: NDArray[np.float32], input_shape: tuple[int, int, int]) -> None:
-    """InputError unless `batch` is float32 `(B, *input_shape)` with B at least 1."""
-    expected = f"float32 (B, {', '.join(map(str, input_shape))})"
+def check_batch(batch: NDArray[Any], input_shape: tuple[int, int, int], layout: str = FLOAT_NCHW) -> None:
+    """InputError unless `batch` has the layout's type and is `(B, *input_shape)`, channels last for NHWC, B >= 1."""
+    kind, order = layout.split()[:2]
+    shape = input_shape if order == "NCHW" else (*input_shape[1:], input_shape[0])
+    expected = f"{kind} (B, {', '.join(map(str, shape))})"
     if not isinstance(batch, np.ndarray):
         raise InputError(f"expected a numpy array {expected}, got {type(batch).__name__}")
-    if batch.dtype != np.float32 or batch.shape[1:] != input_shape or batch.ndim != 4 or len(batch) == 0:
+    if batch.dtype != np.dtype(kind) or batch.shape[1:] != shape or batch.ndim != 4 or len(batch) == 0:
         raise InputError(f"expected images {expected}, got {batch.dtype} {batch.shape}")
 
 
 def resolve_shape(
     path: Path, manifest: Manifest | None, dims: Sequence[int | None]
 ) -> tuple[int | None, tuple[int, int, int]]:
-    """Fixed batch size or None, and channels, height, width, from the graph's input `(B, C, H, W)`."""
+    """Fixed batch size or None, and channels, height, width, from the graph's input `(B, C, H, W)` or its layout's."""
     if len(dims) != 4:
         raise InputError(f"{path} takes an input of {len(dims)} dimensions; edgeda runs models of images (B, C, H, W)")
     size = manifest.preprocessing.size if manifest else None
+    if manifest and manifest.layout.split()[1] == "NHWC":
+        dims = (dims[0], dims[3], dims[1], dims[2])
     batch, channels, height, width = (
         known if known is not None else said for known, said in zip(dims, (None, 3, size, size), strict=True)
     )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeda.errors import InputError, MachineError, one_line, require
 from edgeda.runtime.backends.base import FileBackend, checked_threads, choose_output, read_manifest
+from edgeda.runtime.manifest import FLOAT_NCHW
 
 CPU_PROVIDER = "CPUExecutionProvider"
+_TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
 
 
 class OnnxRuntimeBackend(FileBackend):
@@ -43,15 +47,18 @@ class OnnxRuntimeBackend(FileBackend):
             raise MachineError(f"ONNX Runtime fell back from {wanted[0]} to {used}; are its libraries installed?")
         self._session.disable_fallback()
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if [value.type for value in inputs] != ["tensor(float)"]:
+        kind = (manifest.layout if manifest else FLOAT_NCHW).split()[0]
+        if [value.type for value in inputs] != [_TYPES[kind]]:
             found = ", ".join(f"{value.name}: {value.type}" for value in inputs)
-            raise InputError(f"{path} must have one float32 input of images, it has {found or 'none'}")
+            raise InputError(f"{path} must have one {kind} input of images, it has {found or 'none'}")
         self._input = inputs[0].name
         self._output = choose_output(path, manifest, {value.name: len(value.shape) for value in outputs})
         self.precision = manifest.precision if manifest else "unknown"
+        if self.precision == "fp16" and used == CPU_PROVIDER and platform.machine() in ("x86_64", "AMD64"):
+            self.precision = "fp32"  # its x86 kernels have no fp16: it casts back before every layer
         super().__init__(path, manifest, [dim if isinstance(dim, int) else None for dim in inputs[0].shape])
 
-    def _run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         try:
             (logits,) = self._session.run([self._output], {self._input: batch})
         except Exception as error:
