@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import edgeda
 from edgeda.artifacts import RunDirectory
 from edgeda.errors import InputError, from_os_error, require
+from edgeda.export.drift_reference import drift_reference
 from edgeda.export.onnx import export_onnx, replacing
 from edgeda.export.parity import Parity, accuracy, check_parity
 from edgeda.models import load_network, parameters_m
@@ -78,6 +79,7 @@ def export_run(
             "onnx": str(require("onnx", "train", "exporting to ONNX").__version__),
         },
     )
+    manifest = replace(manifest, drift=drift_reference(network, manifest, images, threads))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

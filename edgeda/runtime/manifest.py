@@ -32,10 +32,14 @@ class Manifest:
     input_name: str = "images"
     output_name: str = "logits"
     layout: str = "float32 NCHW RGB"
+    output: str = "logits"
+    """`logits`, or `probabilities` where softmax is part of the graph."""
     opset: int | None = None
     source_run: str | None = None
     gmacs: float | None = None
     params_m: float | None = None
+    drift: Mapping[str, Any] | None = None
+    """Statistics of target images and of what the model says of them (`edgeda.runtime.drift`)."""
     tools: Mapping[str, str] = field(default_factory=dict)
     sha256: str | None = None
     size_mb: float | None = None
