@@ -24,7 +24,8 @@ def cut(frame: Crop, boxes: Any) -> list[Crop | None]:
     corners = _checked(boxes)
     low = np.clip(np.floor(corners[:, :2]), 0, (width, height)).astype(np.int64)
     high = np.clip(np.ceil(corners[:, 2:]), 0, (width, height)).astype(np.int64)
-    holds: NDArray[np.bool_] = (low < high).all(axis=1) & (corners[:, :2] < corners[:, 2:]).all(axis=1)
+    right_way_round = np.all(corners[:, :2] < corners[:, 2:], axis=1)
+    holds = np.asarray(right_way_round & np.all(low < high, axis=1))
     crops: list[Crop | None] = []
     for (left, top), (right, bottom), some in zip(low.tolist(), high.tolist(), holds.tolist(), strict=True):
         if not some:
