@@ -36,7 +36,9 @@ Gst.init(None)
 server = GstRtspServer.RTSPServer.new()
 server.set_address("127.0.0.1"); server.set_service(sys.argv[1])
 factory = GstRtspServer.RTSPMediaFactory.new()
-factory.set_launch("( filesrc location=%s ! qtdemux ! h264parse ! rtph264pay name=pay0 pt=96 config-interval=1 )" % sys.argv[2])
+factory.set_launch(
+    "( filesrc location=%s ! qtdemux ! h264parse ! rtph264pay name=pay0 pt=96 config-interval=1 )" % sys.argv[2]
+)
 factory.set_shared(True)
 server.get_mount_points().add_factory("/camera", factory)
 server.attach(None)

@@ -52,8 +52,7 @@ def predict(
     collect_limit: Annotated[int, typer.Option(help="Most frames to collect.", min=1)] = 500,
     retries: Annotated[
         int | None,
-        typer.Option(help="Tries in a row without a frame until a stream is given up; default: 3, no limit once it ran.",
-                     min=1),
+        typer.Option(help="Tries in a row without a frame until a stream is given up; default: 3, then no limit.", min=1),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Add to folders that hold something.")] = False,
     json_: Json = False,
