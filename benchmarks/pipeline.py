@@ -1,7 +1,7 @@
 """How fast `edgeda predict` is against what two cores allow, and how it lives on a stream that breaks.
 
     python benchmarks/pipeline.py prepare --work W          a 224 px ResNet-18 as fp32 and int8 ONNX, a 720p film
-    python benchmarks/pipeline.py file --work W             rate on the film against the summed CPU time and a plain loop
+    python benchmarks/pipeline.py file --work W             rate against the summed CPU time and a plain loop
     python benchmarks/pipeline.py stream --work W --minutes 2   RTSP on loopback, its server killed three times
 
 `prepare` needs the extras train, cpu and video, and ffmpeg; `stream` Debian's python3-gi and GstRtspServer.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,7 +54,7 @@ def predict(
     collect_limit: Annotated[int, typer.Option(help="Most frames to collect.", min=1)] = 500,
     retries: Annotated[
         int | None,
-        typer.Option(help="Tries in a row without a frame until a stream is given up; default: 3, then no limit.", min=1),
+        typer.Option(help="Tries in a row without a frame until a stream is given up; default: 3, later any.", min=1),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Add to folders that hold something.")] = False,
     json_: Json = False,
@@ -70,13 +72,24 @@ def predict(
         else:
             stderr.print(summary_text(summary), markup=False)
 
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, closed_pipe_is_an_end():
         run_predict(
             model, source or [], emit=(lambda values: None) if json_ else (lambda values: out(json_line(values))),
             engine=engine, threads=threads, batch_size=batch_size, top_k=top_k, save=save, drift=drift,
             drift_every=drift_every, collect=collect, collect_limit=collect_limit, retries=retries, overwrite=overwrite,
             on_start=lambda pipeline: stack.enter_context(stopped_by_signals(pipeline)), on_summary=summarize,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def closed_pipe_is_an_end() -> Iterator[None]:
+    """Whoever reads our lines may stop reading, as `head` does: no error, and nothing more to say."""
+    try:
+        yield
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is still buffered goes there when Python ends
+        os.close(nowhere)
 
 
 @contextlib.contextmanager

@@ -156,9 +156,8 @@ def open_sources(text: str, retries: int | None = None) -> list[Source]:
     matched = sorted(Path(name) for name in glob.glob(str(path), recursive=True)) if glob.has_magic(text) else []
     files = [file for file in matched if file.is_file()]
     if not files:
-        raise InputError(
-            f"no such {'file matches' if glob.has_magic(text) else 'file, folder, address or camera:'} {text}"
-        )
+        what = "no file matches" if glob.has_magic(text) else "no such file, folder, address or camera:"
+        raise InputError(f"{what} {text}")
     return _files(files, text)
 
 
@@ -317,7 +316,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     parts = [f"{summary['frames']} frames"]
     if summary["unreadable"]:
         parts.append(f"{summary['unreadable']} could not be read")
-    if summary["frames_per_s"] is not None:
+    if summary["frames"] and summary["frames_per_s"] is not None:
         parts.append(f"{summary['frames_per_s']:.1f}/s, latency p50 {latency['p50']} ms, p99 {latency['p99']} ms")
     for key in ("dropped", "reconnects"):
         if count := sum(source[key] for source in summary["sources"]):

@@ -129,7 +129,7 @@ def test_drift_is_said_once_and_its_frames_are_collected(exported: Path, command
     [
         ([], "--source is missing"),
         (["--source", "nowhere.jpg"], "no such file, folder, address or camera: nowhere.jpg"),
-        (["--source", "*.jpg"], "no such file matches *.jpg"),
+        (["--source", "*.bmp"], "no file matches *.bmp"),
         (["--source", "empty"], "no images or videos in empty"),
         (["--source", "text.mp4"], "no frames can be read from the video text.mp4"),
         (["--source", "text.mp4", "--source", "text.mp4"], "given twice"),

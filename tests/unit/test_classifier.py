@@ -51,7 +51,7 @@ def test_the_runtime_sees_the_pixels_of_training(resize: str, shape: tuple[int, 
 def test_order_of_channels_is_said_not_guessed(model: Path) -> None:
     classifier = Classifier(model, "onnxruntime")
     assert [one.label for one in (*classifier(RED), *classifier(RED, channels="bgr"))] == ["red", "blue"]
-    with pytest.raises(InputError, match="no order of channels 'brg'; did you mean 'bgr'"):
+    with pytest.raises(InputError, match="no order of channels 'brg'; did you mean"):
         classifier(RED, channels="brg")
 
 
