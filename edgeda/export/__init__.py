@@ -79,7 +79,8 @@ def export_run(
             "onnx": str(require("onnx", "train", "exporting to ONNX").__version__),
         },
     )
-    manifest = replace(manifest, drift=drift_reference(network, manifest, images, threads))
+    torch_logits = TorchBackend(network, manifest, threads)(network_input(images, card.preprocessing))
+    manifest = replace(manifest, drift=drift_reference(images, torch_logits))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,26 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeda.data import spread
-from edgeda.models import Network
 from edgeda.runtime.classifier import softmax
 from edgeda.runtime.drift import FEWEST, DriftReference, describe
-from edgeda.runtime.manifest import Manifest
-from edgeda.runtime.preprocessing import Pixels, network_input
-from edgeda.torch_backend import TorchBackend
+from edgeda.runtime.preprocessing import Pixels
 
-LIMIT, CHUNK = 256, 32
+LIMIT = 256
 
 
-def drift_reference(
-    network: Network, manifest: Manifest, squares: Pixels, threads: int | None = None
-) -> dict[str, Any] | None:
-    """The manifest's field `drift` from stored squares uint8 `(N, S, S, 3)`; None for too few to say anything."""
+def drift_reference(squares: Pixels, logits: NDArray[np.float32]) -> dict[str, Any] | None:
+    """The manifest's field `drift` from target images, stored squares uint8 `(N, S, S, 3)`, and their logits `(N, C)`.
+
+    None for fewer than 20 images, which say too little.
+    """
     if len(squares) < FEWEST:
         return None
-    chosen = squares[spread(len(squares), LIMIT)]
-    backend = TorchBackend(network, manifest, threads)
-    parts = [chosen[at : at + CHUNK] for at in range(0, len(chosen), CHUNK)]
-    rows = [describe(part, softmax(backend(network_input(part, manifest.preprocessing)))) for part in parts]
-    return DriftReference.of(np.concatenate(rows)).to_dict()
+    chosen = spread(len(squares), LIMIT)
+    return DriftReference.of(describe(squares[chosen], softmax(logits[chosen]))).to_dict()

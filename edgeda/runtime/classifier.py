@@ -18,11 +18,10 @@ from edgeda.runtime.backends import Backend, open_backend
 from edgeda.runtime.crops import cut
 from edgeda.runtime.engine_choice import CPU_ENGINES, open_fastest
 from edgeda.runtime.pictures import Picture, decoded
-from edgeda.runtime.preprocessing import Pixels, central_crop, checked_channels, network_input, square_pixels
+from edgeda.runtime.preprocessing import Pixels, checked_channels, model_input, square_pixels
 
 CHUNK = 32
 """Images that go through the network at once, so that memory does not grow with a long list."""
-_SMALLEST = float(np.finfo(np.float32).tiny)
 
 Detections = TypeVar("Detections")
 
@@ -77,7 +76,6 @@ class Classifier:
         self.manifest = self.backend.manifest
         self.classes = self.manifest.classes
         self.preprocessing = self.manifest.preprocessing
-        self._raw = self.manifest.layout.startswith("uint8")
         self._fixed_batch: int | None = getattr(self.backend, "fixed_batch", None)
         self._most = self._fixed_batch or min(CHUNK, self.manifest.batch[1] or CHUNK)
         self._free: queue.LifoQueue[Backend] = queue.LifoQueue()
@@ -153,16 +151,11 @@ class Classifier:
         return self._predictions(self.logits(squares))
 
     def logits(self, squares: Pixels) -> NDArray[np.float32]:
-        """Logits `(B, C)` of stored squares uint8 `(B, S, S, 3)`, S = `preprocessing.stored_size`.
-
-        Of a model that gives probabilities, their logarithms: softmax gives the probabilities back.
-        """
+        """Logits `(B, C)` of stored squares uint8 `(B, S, S, 3)`, S = `preprocessing.stored_size`."""
         side = self.preprocessing.stored_size
         if squares.dtype != np.uint8 or squares.ndim != 4 or squares.shape[1:] != (side, side, 3):
             raise InputError(f"expected squares uint8 (B, {side}, {side}, 3), got {squares.dtype} {squares.shape}")
-        if self._raw:
-            return self._outputs(np.ascontiguousarray(central_crop(squares, self.preprocessing)))
-        return self._outputs(network_input(squares, self.preprocessing))
+        return self._outputs(model_input(squares, self.preprocessing, self.manifest.layout))
 
     def _outputs(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """What the engine gives for a batch of any length, as logits, checked."""
@@ -181,7 +174,7 @@ class Classifier:
             raise InputError(f"the model tells {logits.shape[1]} classes apart, its manifest names {len(self.classes)}")
         if not np.isfinite(logits).all():
             raise InputError("the model gives values that are not finite; export it again")
-        return np.log(np.maximum(logits, _SMALLEST)) if self.manifest.output == "probabilities" else logits
+        return logits
 
     @contextlib.contextmanager
     def _engine(self) -> Iterator[Backend]:

@@ -62,9 +62,9 @@ def milliseconds(backend: Backend) -> float:
 
 
 def example(backend: Backend) -> NDArray[Any]:
-    """A batch of grey images as the model takes them."""
+    """A batch of black or grey images as the model takes them."""
     channels, height, width = backend.input_shape
     count = getattr(backend, "fixed_batch", None) or 1
-    if backend.manifest is not None and backend.manifest.layout.startswith("uint8"):
-        return np.full((count, height, width, channels), 127, np.uint8)
-    return np.zeros((count, channels, height, width), np.float32)
+    kind, order = (backend.manifest.layout if backend.manifest else "float32 NCHW").split()[:2]
+    shape = (height, width, channels) if order == "NHWC" else (channels, height, width)
+    return np.zeros((count, *shape), np.dtype(kind))

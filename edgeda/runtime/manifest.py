@@ -32,8 +32,6 @@ class Manifest:
     input_name: str = "images"
     output_name: str = "logits"
     layout: str = "float32 NCHW RGB"
-    output: str = "logits"
-    """`logits`, or `probabilities` where softmax is part of the graph."""
     opset: int | None = None
     source_run: str | None = None
     gmacs: float | None = None

@@ -166,3 +166,12 @@ def normalize(images: Pixels, preprocessing: Preprocessing) -> NDArray[np.float3
 def network_input(squares: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Stored squares uint8 `(B, S, S, 3)` to the float32 input `(B, 3, size, size)`."""
     return normalize(central_crop(squares, preprocessing), preprocessing)
+
+
+def model_input(squares: Pixels, preprocessing: Preprocessing, layout: str) -> NDArray[Any]:
+    """Stored squares uint8 `(B, S, S, 3)` to what a model of this `Manifest.layout` takes: float32 or raw pixels."""
+    kind, order = layout.split()[:2]
+    if kind == "float32":
+        return network_input(squares, preprocessing)
+    cropped = central_crop(squares, preprocessing)
+    return np.ascontiguousarray(cropped if order == "NHWC" else cropped.transpose(0, 3, 1, 2))

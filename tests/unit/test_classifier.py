@@ -92,19 +92,19 @@ def test_a_preprocessed_batch_of_any_length(model: Path, tmp_path: Path) -> None
         Classifier(model, "onnxruntime")(np.zeros((1, 3, 9, 8), np.float32))
 
 
-def test_raw_input_and_probabilities_of_the_manifest(model: Path) -> None:
+@pytest.mark.parametrize("order", ["NHWC", "NCHW"])
+def test_models_of_raw_pixels_get_them_in_their_layout(model: Path, order: str) -> None:
     classifier = Classifier(model, "onnxruntime")
     expected = classifier([RED, BLUE])
 
     class Raw:
         name, precision, concurrent, fixed_batch, input_shape = "onnxruntime", "fp32", True, None, (3, 8, 8)
-        manifest = replace(classifier.manifest, layout="uint8 NHWC RGB", output="probabilities")
+        manifest = replace(classifier.manifest, layout=f"uint8 {order} RGB")
 
         def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-            assert (batch.dtype, batch.shape[1:]) == (np.uint8, (8, 8, 3))
-            red = batch[..., 0].mean((1, 2)) / 255 - batch[..., 2].mean((1, 2)) / 255
-            first = 1 / (1 + np.exp(-2 * red))
-            return np.stack([first, 1 - first], axis=1).astype(np.float32)
+            assert batch.dtype == np.uint8
+            colours = batch.mean((1, 2) if order == "NHWC" else (2, 3)) / 255
+            return (colours @ np.array([[1, -1], [0, 0], [-1, 1]])).astype(np.float32)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("edgeda.runtime.classifier.open_fastest", lambda *_: Raw())
