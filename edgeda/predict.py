@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
-import sys
-import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeda.artifacts import RunDirectory, find_model
-from edgeda.data.domains import IMAGE_SUFFIXES, LIST_SUFFIXES, VIDEO_SUFFIXES, any_folder, image_list
-from edgeda.errors import InputError, Interrupted, user_path
+from edgeda.errors import InputError, Interrupted
 from edgeda.prediction_files import Collector, Saver, fresh_folder
+from edgeda.prediction_sources import open_sources
+from edgeda.prediction_tally import RateLine, Tally
 from edgeda.runtime import (
     Classifier,
     DriftMonitor,
@@ -25,17 +20,12 @@ from edgeda.runtime import (
     ImageFiles,
     Pipeline,
     Result,
-    Source,
-    Stream,
-    VideoFile,
 )
 from edgeda.runtime.pipeline import cores
 
 log = logging.getLogger(__name__)
 
 Emit = Callable[[dict[str, Any]], None]
-
-STREAM_PREFIXES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://")
 
 
 def predict(
@@ -138,44 +128,6 @@ def model_file(model: str | None) -> Path:
     return exported
 
 
-def open_sources(text: str, retries: int | None = None) -> list[Source]:
-    """What a --source means: a path comes first, then a pattern, an address, a camera index."""
-    if text.lower().startswith(STREAM_PREFIXES):
-        return [Stream(text, retries)]
-    path = user_path(text)
-    if path.is_dir():
-        images = any_folder(path).paths
-        videos = [VideoFile(file) for file in sorted(path.iterdir()) if file.suffix.lower() in VIDEO_SUFFIXES]
-        if not images and not videos:
-            raise InputError(f"no images or videos in {path}")
-        return [*([ImageFiles(text, images, path)] if images else []), *videos]
-    if path.exists():
-        return _files([path], text)
-    if text.isdigit():
-        return [Stream(text, retries)]
-    matched = sorted(Path(name) for name in glob.glob(str(path), recursive=True)) if glob.has_magic(text) else []
-    files = [file for file in matched if file.is_file()]
-    if not files:
-        what = "no file matches" if glob.has_magic(text) else "no such file, folder, address or camera:"
-        raise InputError(f"{what} {text}")
-    return _files(files, text)
-
-
-def _files(paths: list[Path], text: str) -> list[Source]:
-    """Videos as sources of their own, all other files as images; one list file stands for its images."""
-    if len(paths) == 1 and paths[0].suffix.lower() in LIST_SUFFIXES:
-        listed = image_list(paths[0], labelled=False).paths
-        if not listed:
-            raise InputError(f"the list {paths[0]} names no images")
-        return [ImageFiles(text, listed, paths[0].parent)]
-    videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
-    others = [path for path in paths if path.suffix.lower() not in VIDEO_SUFFIXES]
-    images = others if len(paths) == 1 else [path for path in others if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not images and not videos:
-        raise InputError(f"no image or video matches {text}")
-    return [*([ImageFiles(text, images)] if images else []), *(VideoFile(path) for path in videos)]
-
-
 def line(result: Result, top_k: int = 1) -> dict[str, Any]:
     """The JSON object of one frame."""
     frame = result.frame
@@ -226,83 +178,6 @@ def watch(
 def _drift(monitor: DriftMonitor | None) -> dict[str, Any]:
     last = monitor.last.to_dict() if monitor and monitor.last else None
     return {"alarms": monitor.alarms if monitor else 0, "last": last}
-
-
-class Tally:
-    """Counts and times of any number of frames in fixed memory."""
-
-    _EDGES_MS = np.geomspace(0.01, 1e6, 1851)
-    """Bins of 1 %."""
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self.frames = self.unreadable = 0
-        self.labels: Counter[str] = Counter()
-        self.per_source: Counter[str] = Counter({source.name: 0 for source in sources})
-        self._bins = np.zeros(len(self._EDGES_MS) + 1, np.int64)
-        self._began: float | None = None
-        self._last = 0.0
-
-    def add(self, result: Result) -> None:
-        """Count one result."""
-        self._last = time.monotonic()
-        if self._began is None:
-            self._began = result.frame.arrived
-        if result.prediction is None:
-            self.unreadable += 1
-            return
-        self.frames += 1
-        self.labels[result.prediction.label] += 1
-        self.per_source[result.frame.source.name] += 1
-        self._bins[np.searchsorted(self._EDGES_MS, result.latency_ms)] += 1
-
-    @property
-    def rate(self) -> float | None:
-        """Frames per second since the first arrived."""
-        seconds = self._last - self._began if self._began is not None else 0.0
-        return self.frames / seconds if seconds > 0 else None
-
-    def latency_ms(self, percent: float) -> float | None:
-        """A percentile of the latencies, to 1 %; None before the first frame."""
-        if self.frames == 0:
-            return None
-        at = int(np.searchsorted(np.cumsum(self._bins), percent / 100 * self.frames))
-        return float(f"{self._EDGES_MS[min(at, len(self._EDGES_MS) - 1)]:.4g}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The part of the summary that is known from the results."""
-        return {
-            "frames": self.frames,
-            "unreadable": self.unreadable,
-            "labels": dict(self.labels.most_common()),
-            "frames_per_s": None if self.rate is None else round(self.rate, 2),
-            "latency_ms": {"p50": self.latency_ms(50), "p99": self.latency_ms(99)},
-        }
-
-
-class RateLine:
-    """One line on stderr: rewritten every second on a terminal, a new one every minute elsewhere."""
-
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
-        self._terminal = sys.stderr is not None and sys.stderr.isatty()
-        self._period = 1.0 if self._terminal else 60.0
-        self._due = time.monotonic() + self._period
-
-    def show(self) -> None:
-        """Print when it is time."""
-        now = time.monotonic()
-        if now < self._due:
-            return
-        self._due = now + self._period
-        tally = self._tally
-        text = f"{tally.frames} frames, {tally.rate or 0:.1f}/s, latency p50 {tally.latency_ms(50)} ms"
-        sys.stderr.write(f"\r{text}\x1b[K" if self._terminal else f"{text}\n")
-        sys.stderr.flush()
-
-    def close(self) -> None:
-        """Leave the cursor on an empty line."""
-        if self._terminal:
-            sys.stderr.write("\r\x1b[K")
 
 
 def json_line(values: dict[str, Any]) -> str:

@@ -79,7 +79,8 @@ def export_run(
             "onnx": str(require("onnx", "train", "exporting to ONNX").__version__),
         },
     )
-    torch_logits = TorchBackend(network, manifest, threads)(network_input(images, card.preprocessing))
+    backend, parts = TorchBackend(network, manifest, threads), np.array_split(images, -(-len(images) // 32))
+    torch_logits = np.concatenate([backend(network_input(part, card.preprocessing)) for part in parts])
     manifest = replace(manifest, drift=drift_reference(images, torch_logits))
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,8 @@ def annotated(frame: Pixels, text: str) -> Pixels:
 
 @lru_cache(maxsize=256)
 def text_strip(text: str, size: int) -> Pixels:
-    """Grey pixels `(h, w)` of one line of text, letters about `size` pixels high."""
+    """Grey pixels `(h, w)` of one line of text, letters about `size` pixels high; `?` for what is not Latin-1."""
+    text = text.encode("latin-1", "replace").decode("latin-1")  # all that Pillow's built-in font of every version has
     font = ImageFont.load_default()
     left, top, right, bottom = font.getbbox(text)
     small = Image.new("L", (max(1, int(right - left)) + 4, max(1, int(bottom - top)) + 4), 0)

@@ -182,9 +182,10 @@ class Stream(Source):
 
     def _give_up_after(self, failed: int, started: bool) -> None:
         limit = self.retries if self.retries is not None else (None if started else TRIES_BEFORE_FIRST_FRAME)
-        if limit is None or failed <= limit - (0 if started else 1):
+        tries = failed - 1 if started else failed  # the first failure of a stream that ran is its loss, no try
+        if limit is None or tries < limit:
             return
-        said = f"{'no more' if started else 'no'} frames from {self.name} in {failed} tries"
+        said = f"{'no more' if started else 'no'} frames from {self.name} in {tries} tries"
         if self.is_camera and not started:
             raise MachineError(f"{said}; is there such a camera, and is it free?")
         raise InputError(f"{said}; check the address and that it is sending")
