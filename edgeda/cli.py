@@ -16,6 +16,7 @@ from edgeda.cli_datasets import datasets
 from edgeda.cli_export import export
 from edgeda.cli_measure import evaluate, profile
 from edgeda.cli_options import Json
+from edgeda.cli_predict import predict
 from edgeda.cli_report import compare, report
 from edgeda.cli_training import AdaptCommand, adapt, benchmark, prune
 from edgeda.console import out, print_result, set_up_logging, stderr, terminal_width
@@ -54,7 +55,7 @@ def _root(
 
 
 app.command(cls=AdaptCommand)(adapt)
-for command in (prune, evaluate, export, bundle, profile, compare, report, benchmark):
+for command in (prune, evaluate, export, bundle, predict, profile, compare, report, benchmark):
     app.command()(command)
 app.add_typer(datasets)
 

@@ -19,6 +19,7 @@ from edgeda.errors import InputError, from_os_error, require
 from edgeda.export.budget import Reference
 from edgeda.export.builder import LEAST_CALIBRATION, Builder, Built, Calibration, Options, Teaching
 from edgeda.export.consumers import Request
+from edgeda.export.drift_reference import drift_reference
 from edgeda.export.onnx import replacing
 from edgeda.export.parity import Parity, accuracy, logits_of
 from edgeda.models import load_network, parameters_m
@@ -90,6 +91,7 @@ def export_run(
     torch_logits = logits_of(
         TorchBackend(network, manifest, threads), network_input(images, card.preprocessing), batch=7
     )
+    manifest = replace(manifest, drift=drift_reference(images, torch_logits))
     reference = Reference(images, card.preprocessing, torch_logits, labels)
     builder = Builder(network, manifest, reference, calibration, teaching, options)
     try:

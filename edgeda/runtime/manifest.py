@@ -45,6 +45,8 @@ class Manifest:
     source_run: str | None = None
     gmacs: float | None = None
     params_m: float | None = None
+    drift: Mapping[str, Any] | None = None
+    """Statistics of target images and of what the model says of them (`edgeda.runtime.drift`)."""
     tools: Mapping[str, str] = field(default_factory=dict)
     sha256: str | None = None
     size_mb: float | None = None

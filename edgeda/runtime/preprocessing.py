@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from edgeda.errors import InputError
+from edgeda.errors import InputError, did_you_mean
 
 Pixels = NDArray[np.uint8]
 
@@ -112,8 +112,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def square_pixels(image: Image.Image | Pixels, preprocessing: Preprocessing) -> Pixels:
-    """The stored square of an image: uint8 RGB `(S, S, 3)` with S = `preprocessing.stored_size`."""
+CHANNELS = ("rgb", "bgr")
+"""Orders of colours in an array."""
+
+
+def checked_channels(channels: str) -> str:
+    """`rgb` or `bgr`; InputError for anything else."""
+    if channels not in CHANNELS:
+        raise InputError(f"no order of channels '{channels}'{did_you_mean(channels, CHANNELS)}")
+    return channels
+
+
+def square_pixels(image: Image.Image | Pixels, preprocessing: Preprocessing, channels: str = "rgb") -> Pixels:
+    """The stored square of an image: uint8 RGB `(S, S, 3)` with S = `preprocessing.stored_size`.
+
+    An array is uint8 `(H, W, 3)` in the order `channels`, `(H, W, 4)` with alpha, or grey `(H, W)`.
+    """
     picture = to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
     side = preprocessing.stored_size
     width, height = picture.size
@@ -124,7 +138,9 @@ def square_pixels(image: Image.Image | Pixels, preprocessing: Preprocessing) -> 
         picture = picture.resize((side, side), Image.Resampling.BILINEAR, box=box)
     elif picture.size != (side, side):
         picture = picture.resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(picture, dtype=np.uint8)
+    square = np.asarray(picture, dtype=np.uint8)
+    # Each channel is resized by itself, so turning the small square round gives the pixels of turning the large frame.
+    return square[..., ::-1] if channels == "bgr" and isinstance(image, np.ndarray) else square
 
 
 def central_crop(squares: Pixels, preprocessing: Preprocessing) -> Pixels:
@@ -136,10 +152,15 @@ def central_crop(squares: Pixels, preprocessing: Preprocessing) -> Pixels:
 
 def normalize(images: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Images uint8 `(B, size, size, 3)` to the network's float32 input `(B, 3, size, size)`."""
-    scale = 1.0 / (255.0 * np.asarray(preprocessing.std, np.float32))
+    scale = (1.0 / (255.0 * np.asarray(preprocessing.std, np.float32))).astype(np.float32)
     shift = np.asarray(preprocessing.mean, np.float32) / np.asarray(preprocessing.std, np.float32)
-    batch = images.astype(np.float32) * scale.astype(np.float32) - shift
-    return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+    count, height, width, channels = images.shape
+    batch = np.empty((count, channels, height, width), np.float32)
+    for channel in range(channels):  # a plane at a time: several times faster than broadcasting along the last axis
+        plane = batch[:, channel]
+        np.multiply(images[..., channel], scale[channel], out=plane, dtype=np.float32)
+        plane -= shift[channel]
+    return batch
 
 
 def network_input(squares: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32]:

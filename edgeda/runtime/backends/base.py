@@ -43,6 +43,8 @@ class FileBackend(ABC):
 
     name: str
     precision: str
+    concurrent: bool = False
+    """Several threads may call it at once."""
 
     def __init__(self, path: Path, manifest: Manifest | None, input_dims: Sequence[int | None]) -> None:
         self.path = path

@@ -26,6 +26,7 @@ class OnnxRuntimeBackend(FileBackend):
     """
 
     name = "onnxruntime"
+    concurrent = True
 
     def __init__(self, path: Path, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
         ort = require("onnxruntime", "cpu", "running a model on ONNX Runtime")

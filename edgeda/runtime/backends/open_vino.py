@@ -37,6 +37,7 @@ class OpenVinoBackend(FileBackend):
             raise InputError(f"no OpenVINO precision '{wanted}'{did_you_mean(wanted, _OPENVINO_PRECISIONS)}")
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # else two one-threaded models take turns on the same core
             "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[wanted],
         }
         if checked_threads(threads) is not None:
