@@ -19,7 +19,8 @@ class PointwiseConv2d(nn.Conv2d):
         """`(B, C, H, W)` to `(B, K, H, W)`; the weight's gradient is one matrix product, without reordering."""
         if not _half(input) or not input.is_contiguous(memory_format=torch.channels_last):
             return super().forward(input)
-        pixels = input.permute(0, 2, 3, 1)
+        down, across = self.stride
+        pixels = input.permute(0, 2, 3, 1)[:, ::down, ::across]
         return F.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
@@ -62,8 +63,7 @@ def use_fast_layers(network: nn.Module) -> None:
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:
-    plain = conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
-    return plain and conv.padding in ((0, 0), "valid", "same")
+    return conv.kernel_size == (1, 1) and conv.groups == 1 and conv.padding in ((0, 0), "valid")
 
 
 def _half(values: Tensor) -> bool:
