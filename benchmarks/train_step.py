@@ -167,16 +167,21 @@ def main() -> None:
             command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found[side] = result = json.loads(done.stdout.splitlines()[-1])
-            print(f"{side:9}  {arguments.batch_size / result['step_s']:6.2f} pairs/s  (median step {result['step_s']:.2f} s"
-                  f" of {result['steps']}, fastest {result['fastest_s']:.2f} s, {result['threads']} threads)  "
-                  f"peak memory {result['peak_memory_mb']:,.0f} MB", flush=True)  # fmt: skip
+            print(
+                f"{side:9}  {arguments.batch_size / result['step_s']:6.2f} pairs/s  "
+                f"(median step {result['step_s']:.2f} s of {result['steps']}, fastest {result['fastest_s']:.2f} s, "
+                f"{result['threads']} threads)  peak memory {result['peak_memory_mb']:,.0f} MB",
+                flush=True,
+            )
     if len(found) == 2:
         print(f"edgeda is {found['published']['step_s'] / found['edgeda']['step_s']:.1f} times as fast")
     if "edgeda" in found:
         ours = found["edgeda"]
         reached = ours["gflop_per_pair"] * arguments.batch_size / ours["step_s"] / 1e3
-        print(f"{ours['gflop_per_pair']:.0f} GFLOP a pair: {reached:.2f} TFLOP/s, {reached / ours['matmul_tflops']:.0%} of "
-              f"the {ours['matmul_tflops']:.2f} TFLOP/s of a bf16 matrix product")  # fmt: skip
+        print(
+            f"{ours['gflop_per_pair']:.0f} GFLOP a pair: {reached:.2f} TFLOP/s, "
+            f"{reached / ours['matmul_tflops']:.0%} of the {ours['matmul_tflops']:.2f} TFLOP/s of a bf16 matrix product"
+        )
 
 
 if __name__ == "__main__":

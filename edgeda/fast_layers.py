@@ -15,7 +15,7 @@ from torch import Tensor, nn
 class PointwiseConv2d(nn.Conv2d):
     """A 1x1 convolution as a matrix product of pixels and channels, where the memory format allows it."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+    def forward(self, input: Tensor) -> Tensor:
         """`(B, C, H, W)` to `(B, K, H, W)`; the weight's gradient is one matrix product, without reordering."""
         if not _half(input) or not input.is_contiguous(memory_format=torch.channels_last):
             return super().forward(input)
@@ -27,7 +27,7 @@ class PointwiseConv2d(nn.Conv2d):
 class IntegerReLU(nn.ReLU):
     """ReLU of bf16 numbers by comparing their bits as integers: the sign bit is the same."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+    def forward(self, input: Tensor) -> Tensor:
         """`max(input, 0)`. A NaN of negative sign becomes 0 here, and NaN again in the gradient of what made it."""
         if input.dtype != torch.bfloat16 or input.device.type != "cpu":
             return super().forward(input)

@@ -95,4 +95,3 @@ def _accuracies(role: str, fit: Fit) -> Record:
 def _complexity(network: Network, recipe: Recipe) -> Record:
     found = torch_complexity(network, recipe.data.input_size)
     return {"gmacs": round(found.gmacs, 4), "gflops": round(found.gflops, 4), "params_m": round(found.params_m, 3)}
-
