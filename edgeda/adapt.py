@@ -19,6 +19,8 @@ from edgeda.data.batches import PairedBatches
 from edgeda.data.cache import SquareCache
 from edgeda.data.prefetch import Prefetched
 from edgeda.errors import InputError, from_os_error
+from edgeda.fast_layers import use_fast_layers
+from edgeda.memory import keep_freed_memory
 from edgeda.methods import METHODS, Stage, Workshop, method_name, stages
 from edgeda.models import Architecture, Network, backbone_name, build_network, load_network
 from edgeda.precision import FABRIC, resolve_device, resolve_precision
@@ -65,7 +67,7 @@ def adapt(
     data = load_domains(recipe.data, SquareCache(recipe.data.cache_bytes))
     recipe = resolve(recipe)
     networks, origins = _networks(recipe, planned, data, run if resume else None)
-    workshop = _workshop(recipe, networks)
+    workshop = make_workshop(recipe, networks)
     if not resume:
         for stage in planned:  # what a stage cannot use is said before hours are spent on those before it
             if stage.check:
@@ -161,14 +163,20 @@ def resolve(recipe: Recipe) -> Recipe:
     threads = recipe.train.threads or usable_threads()
     torch.set_num_threads(threads)
     device = resolve_device(recipe.train.device)
+    if device == "cpu":
+        keep_freed_memory()
     largest = Architecture(recipe.teacher.backbone, 10)
     precision = resolve_precision(recipe.train.precision, device, largest, recipe.data.input_size)
     train = recipe.train.model_copy(update={"threads": threads, "device": device, "precision": precision})
     return recipe.model_copy(update={"train": train})
 
 
-def _workshop(recipe: Recipe, networks: dict[str, Network]) -> Workshop:
+def make_workshop(recipe: Recipe, networks: dict[str, Network]) -> Workshop:
+    """The networks on the device of a resolved recipe, in its precision."""
     fabric = Fabric(accelerator=recipe.train.device, devices=1, precision=FABRIC[recipe.train.precision])  # type: ignore[arg-type]
+    if (recipe.train.device, recipe.train.precision) == ("cpu", "bf16"):
+        for network in networks.values():
+            use_fast_layers(network)
     return Workshop(fabric, recipe, {role: fabric.setup_module(network) for role, network in networks.items()})
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from edgeda.errors import MachineError
+from edgeda.fast_layers import use_fast_layers
 from edgeda.models import Architecture, build_network
 from edgeda.user_cache import cache_folder
 
@@ -45,7 +46,7 @@ def resolve_precision(precision: str, device: str, architecture: Architecture, s
         return precision
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    key = f"{platform.machine()}|{_cpu()}|torch {torch.__version__}|{architecture.backbone}|{size}"
+    key = f"{platform.machine()}|{_cpu()}|torch {torch.__version__}|{architecture.backbone}|{size}|2"
     remembered = _read_cache()
     if key not in remembered:
         fp32, bf16 = _step_seconds(architecture, size)
@@ -64,6 +65,7 @@ def _step_seconds(architecture: Architecture, size: int) -> tuple[float, float]:
     """
     with torch.random.fork_rng(devices=[]):
         network = build_network(architecture)[0].to(memory_format=torch.channels_last).train()
+        use_fast_layers(network)  # they act in bf16 alone
         count = min(PROBE_BATCH, max(2, round(PROBE_BATCH * (PROBE_SIZE / size) ** 2)))
         images = torch.randn(count, 3, size, size).to(memory_format=torch.channels_last)
         _timed_step(network, images, False)

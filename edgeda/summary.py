@@ -11,6 +11,7 @@ from edgeda import __version__
 from edgeda.artifacts import ROLES, SUMMARY, RunDirectory
 from edgeda.data import Domains
 from edgeda.inference import predict_logits
+from edgeda.memory import peak_memory_mb
 from edgeda.models import Network, NetworkCard, save_network
 from edgeda.profiling.complexity import torch_complexity
 from edgeda.profiling.machine import machine
@@ -65,7 +66,7 @@ def finish(
         "wall_s": round(fit.wall_s, 1),
         "pairs_per_s": round(fit.pairs_per_s, 2),
         "wait_share": round(fit.wait_share, 4),
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(),
         "selection": {"rule": recipe.select.rule, "epoch": selected["student"]["epoch"]},
         "accuracy": {role: _accuracies(role, fit) for role in ROLES},
         "accuracy_source_images": "held out" if data.source_test is not data.source else "training images",
@@ -98,9 +99,3 @@ def _accuracies(role: str, fit: Fit) -> Record:
 def _complexity(network: Network, recipe: Recipe) -> Record:
     found = torch_complexity(network, recipe.data.input_size)
     return {"gmacs": round(found.gmacs, 4), "gflops": round(found.gflops, 4), "params_m": round(found.params_m, 3)}
-
-
-def _peak_memory_mb() -> float:
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

@@ -57,7 +57,7 @@ def parity_images(run: RunDirectory, images: str | None, role: str = "student") 
 def calibration_images(run: RunDirectory, images: str | None) -> Calibration:
     """Up to 256 unlabelled images that int8 is calibrated on: `images`, or the run's own target."""
     found = _target(run, images, CALIBRATION_LIMIT)
-    return Calibration(found.squares, f"calibration images ({found.name})")
+    return Calibration(found.squares[:], f"calibration images ({found.name})")
 
 
 def teaching(run: RunDirectory, images: str | None, role: str, epochs: int) -> Teaching:
@@ -73,7 +73,7 @@ def teaching(run: RunDirectory, images: str | None, role: str, epochs: int) -> T
     teacher, _ = load_network(weights)
     recipe = load_recipe(str(run.path / RECIPE))
     found = _target(run, images, TEACHING_LIMIT)
-    return Teaching(teacher, found.squares, epochs, float(recipe.distill.tau), recipe.data.augment)
+    return Teaching(teacher, found.squares[:], epochs, float(recipe.distill.tau), recipe.data.augment)
 
 
 def _target(run: RunDirectory, images: str | None, limit: int) -> ImageSet:

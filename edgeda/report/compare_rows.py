@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def add_run(measured: Measured, run: RunDirectory, name: str, seen: set[str]) ->
         known = {**facts(run, summary, role), "role": "export"}
         known |= {f"target_{kind}": None for kind in KINDS}
         known |= {"target_accuracy": exported_accuracy(path, summary), "source_accuracy": None}
-        row = measured.add(Subject(label, subject.engine, subject.open), known)
+        row = measured.add(replace(subject, model=label), known)
         row["precision"] = _precision(path) or row["precision"]
 
 

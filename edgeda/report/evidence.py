@@ -88,11 +88,11 @@ def _images(
     found.test = labelled or target
     shown = target.take(spread(len(target), EMBEDDED))
     for role, network in networks.items():
-        _, found.logits[role] = outputs(network, found.test.squares, prepared)
+        _, found.logits[role] = outputs(network, found.test.squares[:], prepared)
         broken = int((~np.isfinite(found.logits[role]).all(axis=1)).sum())
         if broken:
             found.missing.append(f"the {role.replace('_', '-')} gives outputs that are not finite on {broken} images")
-        features = [outputs(network, images.squares, prepared)[0] for images in (source, shown)]
+        features = [outputs(network, images.squares[:], prepared)[0] for images in (source, shown)]
         found.features[role] = (features[0], features[1])
 
 

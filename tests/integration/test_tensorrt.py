@@ -27,16 +27,17 @@ no_gpu = pytest.mark.skipif(gpu() is not None, reason="this machine has an NVIDI
 def exported(edgeda: Edgeda, run_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run's student as the command exports it."""
     out = tmp_path_factory.mktemp("exported")
-    ran = edgeda("export", run_directory, "--onnx", "--out", out, "--trt-rtx", "--json")
+    ran = edgeda("export", run_directory, "--out", out, "--trt-rtx", "--json")
     assert ran.code == 0, ran.err
-    (out / "said.json").write_text(ran.out)
-    return out
+    folder = out / "onnx-fp32-trt"
+    (folder / "said.json").write_text(ran.out)
+    return folder
 
 
 @needs_rtx
 def test_the_command_builds_a_real_fp32_engine(exported: Path) -> None:
     said = json.loads((exported / "said.json").read_text())
-    engine = said["engine"]
+    (engine,) = said["engines"]
     assert Path(engine["path"]) == exported / "student.rtx.engine"
     built = engine["manifest"]["engine"]
     assert built["package"] == "tensorrt_rtx"
@@ -151,8 +152,8 @@ def test_an_engine_of_somebody_else_is_not_overwritten(tmp_path: Path) -> None:
 def test_without_a_gpu_the_kit_is_written_and_the_exit_code_is_3(
     command: Edgeda, run_directory: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "kit"
-    ran = command("export", run_directory, "--trt", "--workspace-mb", 512, "--out", out)
+    out = tmp_path / "kit" / "onnx-fp32-trt"
+    ran = command("export", run_directory, "--trt", "--workspace-mb", 512, "--out", out.parent)
     assert ran.code == 3
     assert ran.error.startswith("error: no NVIDIA GPU here, so no engine was built; build it on the device: --device")
     names = sorted(path.name for path in out.iterdir())
@@ -160,7 +161,7 @@ def test_without_a_gpu_the_kit_is_written_and_the_exit_code_is_3(
     request = json.loads((out / "build_engine.json").read_text())
     assert (request["engine"], request["workspace_mb"], request["precision"]) == ("student.engine", 512, "fp32")
     (out / "build_engine.py").write_text("print('mine')\n")
-    ran = command("export", run_directory, "--trt", "--out", out)
+    ran = command("export", run_directory, "--trt", "--out", out.parent)
     assert ran.code == 2
     assert "build_engine.py is not edgeda's and is not overwritten" in ran.error
 
