@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import importlib.machinery
 import json
 import types
 from pathlib import Path
@@ -53,6 +54,7 @@ class Fake:
         self.calls: list[tuple[Any, ...]] = []
         self.engine: Any = None
         self.module = types.ModuleType("tensorrt_rtx" if version.startswith("rtx") else "tensorrt")
+        self.module.__spec__ = importlib.machinery.ModuleSpec(self.module.__name__, None, origin="a fake")
         self.enums = {name: enum.IntEnum(name, members, start=0) for name, members in self.recorded["enums"].items()}
         vars(self.module).update(
             __version__=self.version, ILogger=_logger(), Builder=self._builder, OnnxParser=self._parser,

@@ -186,7 +186,7 @@ def _file_complexity(path: Path, backend: Backend) -> tuple[Complexity | None, s
         try:
             return onnx_complexity(path, backend.input_shape[1]), ""
         except EdgedaError as error:
-            reason = str(error)
+            reason = str(error).replace("; ", ", ")  # notes are joined by it
     if manifest and manifest.gmacs is not None and manifest.params_m is not None:
         return Complexity(manifest.gmacs, 2 * manifest.gmacs, manifest.params_m), ""
     return None, f"GMACs and parameters are not known: {reason}"

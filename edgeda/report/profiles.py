@@ -57,7 +57,7 @@ def profile_text(profiles: Sequence[Profile], width: int = 80, described: Mappin
     measured = [row for row in rows if row["runs"]]
     return "\n".join(
         [
-            text_table(rows, _shown(rows, PROFILE_COLUMNS), width),
+            text_table(rows, shown_columns(rows, PROFILE_COLUMNS), width),
             "",
             *_arithmetic(measured),
             *_memory(measured),
@@ -165,7 +165,7 @@ def _arithmetic(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _shown(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
+def shown_columns(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
     return [
         column
         for column in columns

@@ -85,7 +85,7 @@ def main() -> None:
     pipeline = Gst.parse_launch(description(arguments.uri is None, arguments.live))
     if arguments.uri is not None:
         pipeline.get_by_name("source").set_property("uri", arguments.uri)
-    classify = Classifier(MODEL)
+    classify = Classifier(MODEL, engine="onnxruntime")  # OpenVINO and GStreamer do not share a process well
     seen = 0
     for frame in frames(pipeline):
         if arguments.limit is not None and seen >= arguments.limit:

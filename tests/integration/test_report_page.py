@@ -184,7 +184,8 @@ def test_several_runs_are_one_table_and_one_page(command: Edgeda, reported: Path
     ran = command("compare", reported, run_directory, "--budget", "10s", "--html", page, "--seconds", 0.01, "--json")
     assert ran.code == 0, ran.err
     rows = ran.json["rows"]
-    assert len(rows) == 3, "the second run's networks are the first's: they are measured once"
+    networks = [row for row in rows if row["engine"] == "torch"]  # other tests may have exported the second run
+    assert len(networks) == 3, "the second run's networks are the first's: they are measured once"
     assert any(row["front"] for row in rows)
     best = max(row["target_accuracy"] for row in rows)
     assert rows[ran.json["ship"]["row"]]["target_accuracy"] == best
