@@ -100,7 +100,7 @@ def export(
     from edgeda.artifacts import ROLES, find_run
     from edgeda.export import Options, export_run
     from edgeda.export.calibration import CALIBRATORS
-    from edgeda.export.consumers import requests
+    from edgeda.export.consumers import CONSUMERS, requests
     from edgeda.export.images import calibration_images, parity_images, teaching
     from edgeda.export.tensorrt import EngineOptions, build_engines, check_request, engine_text
     from edgeda.report.summary import export_text
@@ -120,6 +120,8 @@ def export(
     wanted = requests(
         onnx=onnx, openvino=openvino, precisions=precision, consumers=consumer, batch=batch, raw=raw
     )  # fmt: skip
+    if (trt or trt_rtx) and not any(CONSUMERS[request.consumer].scheme == "trt" for request in wanted):
+        raise InputError(f"no ONNX for TensorRT comes of --for {consumer}; leave --for out, or add trt or a JetPack")
     int8 = any(request.precision == "int8" for request in wanted)
     if qat and not int8:
         raise InputError("--qat teaches an int8 student; add --precision int8")

@@ -49,6 +49,8 @@ def compare(
 
     if train_pruned and not pruned:
         raise InputError("--train-pruned needs --pruned, the cuts to train")
+    if html is not None:
+        _check_page(html, "--html")
     limit = budget_ms(budget) if budget is not None else None
     cuts = parse_cuts(pruned) if pruned is not None else ()
     runs: list[str | None] = [*run] if run else [None]
@@ -80,5 +82,15 @@ def report(
     from edgeda.artifacts import find_run
     from edgeda.report.report import write_report
 
+    if out_ is not None:
+        _check_page(out_, "--out")
     result = write_report(find_run(run), out_, seconds=seconds, threads=threads)
     print_result(json_, result, lambda: f"{result['headline']}\nwrote {result['path']} ({result['size_mb']:.2f} MB)")
+
+
+def _check_page(path: Path, option: str) -> None:
+    """InputError, before anything is measured, for a place where no page can be put or something else may lie."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{option} {path}: give a file that ends in .html")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InputError(f"{option} {path}: no such folder, or a folder itself; give a file in a folder that exists")

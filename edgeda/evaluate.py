@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from edgeda.artifacts import ROLES, RunDirectory, find_model
 from edgeda.data import ImageSet, load_test
 from edgeda.errors import InputError, did_you_mean, require
-from edgeda.runtime.preprocessing import model_input
 
 BATCH = 64
 
@@ -32,18 +31,19 @@ def evaluate(model: str | None, data: str, role: str = "student") -> dict[str, A
         logits: NDArray[np.float32] = predict_logits(network, images.squares, card.preprocessing).numpy()
         name, engine, classes = f"{found.path}", "torch", card.classes
     else:
+        from edgeda.runtime import Classifier
         from edgeda.runtime.backends import open_backend
 
         backend = open_backend(found)
         if backend.manifest is None:
             raise InputError(f"{found} was not exported by edgeda: it holds no class names and no preprocessing")
-        manifest = backend.manifest
+        manifest, name, engine = backend.manifest, str(found), backend.name
+        del backend
+        classifier = Classifier(found, engine=engine)  # which fills up a batch that the model does not take
         images = load_test(data, manifest.classes, manifest.preprocessing)
         batches = (images.squares[at : at + BATCH] for at in range(0, len(images), BATCH))
-        logits = np.concatenate(
-            [backend(model_input(part, manifest.preprocessing, manifest.layout)) for part in batches]
-        )
-        name, engine, classes = str(found), backend.name, manifest.classes
+        logits = np.concatenate([classifier.logits(part) for part in batches])
+        classes = manifest.classes
     return {"model": name, "engine": engine, "data": data, **_report(logits, images, classes)}
 
 

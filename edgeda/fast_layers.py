@@ -19,9 +19,7 @@ class PointwiseConv2d(nn.Conv2d):
         """`(B, C, H, W)` to `(B, K, H, W)`; the weight's gradient is one matrix product, without reordering."""
         if not _half(input) or not input.is_contiguous(memory_format=torch.channels_last):
             return super().forward(input)
-        down, across = self.stride
-        pixels = input.permute(0, 2, 3, 1)[:, ::down, ::across]
-        return F.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        return F.linear(input.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class IntegerReLU(nn.ReLU):
@@ -63,7 +61,7 @@ def use_fast_layers(network: nn.Module) -> None:
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:
-    return conv.kernel_size == (1, 1) and conv.groups == 1 and conv.padding in ((0, 0), "valid")
+    return conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1 and conv.padding in ((0, 0), "valid")
 
 
 def _half(values: Tensor) -> bool:

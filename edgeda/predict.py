@@ -65,6 +65,8 @@ def predict(
     collector = Collector(fresh_folder(collect, "--collect", overwrite), collect_limit) if collect else None
     tally = Tally(found)
     monitors: dict[str, DriftMonitor] = {}
+    due: dict[str, int] = {}
+    """By source, the next frame that its monitor is shown."""
     pipeline = Pipeline(classifier, found, batch_size=batch_size, keep_pictures=bool(saver or collector))
     try:
         with pipeline as results:
@@ -75,7 +77,7 @@ def predict(
                 emit(line(result, top_k))
                 tally.add(result)
                 if reference is not None:
-                    watch(result, monitors, reference, drift_every, collector, emit)
+                    watch(result, monitors, due, reference, drift_every, collector, emit)
                 if saver is not None:
                     saver.save(result)
                 rate.show()
@@ -149,6 +151,7 @@ def line(result: Result, top_k: int = 1) -> dict[str, Any]:
 def watch(
     result: Result,
     monitors: dict[str, DriftMonitor],
+    due: dict[str, int],
     reference: DriftReference,
     every: int | None,
     collector: Collector | None,
@@ -162,8 +165,9 @@ def watch(
     if result.prediction is None or result.square is None:
         return
     step = every or (1 if source.rate is None else max(1, round(source.rate)))
-    if frame.index % step:
+    if frame.index < due.get(source.name, 0):  # not by remainder: a live source loses frames on the way
         return
+    due[source.name] = frame.index + step
     monitor = monitors.setdefault(source.name, DriftMonitor(reference))
     changed = monitor.update(result.square[None], result.prediction.probabilities[None])
     if changed is not None:

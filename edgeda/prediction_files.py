@@ -64,7 +64,7 @@ class Saver:
         inside = path.relative_to(source.root) if source.root and path.is_relative_to(source.root) else Path(path.name)
         wanted = self._folder / inside.with_suffix(".jpg")
         number = 1
-        while wanted in self._taken:
+        while wanted in self._taken or wanted.exists():  # --overwrite adds to a folder, it replaces nothing
             number += 1
             wanted = self._folder / inside.with_name(f"{inside.stem}-{number}.jpg")
         self._taken.add(wanted)

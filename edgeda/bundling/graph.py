@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgeda.errors import InputError, one_line, require
 from edgeda.runtime.backends import OnnxRuntimeBackend
 from edgeda.runtime.classifier import softmax
-from edgeda.runtime.manifest import METADATA_KEY, Manifest
+from edgeda.runtime.manifest import FLOAT_NCHW, LOGITS, METADATA_KEY, Manifest
 from edgeda.runtime.preprocessing import Pixels, normalize
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def fold(path: Path, manifest: Manifest, for_tensorrt: bool = False) -> Folded:
     not fit its manifest, MissingExtra without onnx or ONNX Runtime.
     """
     onnx = require("onnx", "train", "writing a graph with its preprocessing inside")
+    if manifest.layout != FLOAT_NCHW or manifest.output != LOGITS:
+        raise InputError(f"{path} has its preprocessing inside already; bundle an export made without --raw")
     plain = OnnxRuntimeBackend(path, threads=1)
     try:
         model: ModelProto = onnx.load(str(path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,6 +89,9 @@ def check_request(options: EngineOptions, *, trt: bool, rtx: bool, device: str |
         raise InputError("--trt and --trt-rtx build for different GPUs; give one of them")
     if device is not None:
         Address.parse(device)
+        cache = options.timing_cache
+        if cache is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", cache.name):
+            raise InputError(f"--timing-cache {cache.name}: with --device, a name of letters, digits, . _ and -")
     for name, given in (
         ("--device", device),
         ("--dla", options.dla_core),
@@ -237,4 +241,7 @@ def _build_there(
         remote.get(engine.name, engine)
         remote.get(engine.name + ".json", engine.with_name(engine.name + ".json"))
         if timing_cache is not None:
-            remote.get(timing_cache.name, timing_cache)
+            try:
+                remote.get(timing_cache.name, timing_cache)
+            except MachineError as error:
+                log.warning("the engine is here, its timing cache is not: %s", error)

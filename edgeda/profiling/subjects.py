@@ -142,9 +142,9 @@ def measure(
         for batch in batch_sizes:
             try:
                 if not opened:
-                    opened = [subject.open(share, count=not rows) for _ in range(streams)]
+                    opened = [subject.open(share, count=not any(row.runs for row, _ in rows)) for _ in range(streams)]
                 row = _timed(subject, opened, batch, share, budget_s, extras)
-                if not rows:
+                if not any(earlier.runs for earlier, _ in rows):
                     row = _with_stages(_with_execution(row, subject, opened[0]), opened[0], budget_s, extras)
                 rows.append((row, None))
             except EdgedaError as error:
@@ -250,9 +250,9 @@ def _with_cost(rows: list[Measured]) -> list[Measured]:
     """Arithmetic, precision and the notes on them are counted once, and hold for all rows of a subject."""
     if not rows:
         return rows
-    first = rows[0][0]
+    first = next((row for row, _ in rows if row.runs), rows[0][0])
     kept = {name: getattr(first, name) for name in ("gmacs", "gflops", "params_m", "providers", "precision")}
-    return [rows[0], *((replace(row, **kept) if row.runs else row, error) for row, error in rows[1:])]
+    return [(replace(row, **kept) if row.runs else row, error) for row, error in rows]
 
 
 def _with_memory(subject: Subject, rows: list[Measured], threads: int) -> list[Measured]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeda.artifacts import ROLES, RunDirectory
-from edgeda.errors import EdgedaError
+from edgeda.errors import EdgedaError, InputError
 from edgeda.profiling import exported_subjects
 from edgeda.profiling.subjects import Subject, measure, weights_subject
 from edgeda.report.tables import Row
+from edgeda.runtime.backends.engine_file import read_sidecar
 
 ROLE_NAMES = {"teacher": "teacher", "student": "student", "source_only": "source-only student"}
 KINDS = ("selected", "last", "oracle")
@@ -123,6 +124,11 @@ def manifest_beside(path: Path) -> dict[str, Any]:
 
     Several files of one folder may have one each: `<name>.manifest.json`, or `manifest.json` with this file's digest.
     """
+    if path.suffix.lower() == ".engine":  # what lies beside it describes the ONNX file it was built from
+        try:
+            return read_sidecar(path) or {}
+        except InputError:
+            return {}
     for place in (path.with_name(f"{path.stem}.manifest.json"), path.with_name("manifest.json")):
         try:
             found = json.loads(place.read_text(encoding="utf-8"))

@@ -20,12 +20,13 @@ from edgeda.data import ImageSet, load_target, load_test, spread
 from edgeda.data.augment import prepare
 from edgeda.data.domains import open_labelled
 from edgeda.data.images import decode
+from edgeda.data.squares import Squares
 from edgeda.errors import EdgedaError, one_line
 from edgeda.inference import BATCH
 from edgeda.models import Network, load_network
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
-from edgeda.runtime.preprocessing import Pixels, Preprocessing
+from edgeda.runtime.preprocessing import Preprocessing
 
 Array = NDArray[np.float32]
 
@@ -88,16 +89,16 @@ def _images(
     found.test = labelled or target
     shown = target.take(spread(len(target), EMBEDDED))
     for role, network in networks.items():
-        _, found.logits[role] = outputs(network, found.test.squares[:], prepared)
+        _, found.logits[role] = outputs(network, found.test.squares, prepared)
         broken = int((~np.isfinite(found.logits[role]).all(axis=1)).sum())
         if broken:
             found.missing.append(f"the {role.replace('_', '-')} gives outputs that are not finite on {broken} images")
-        features = [outputs(network, images.squares[:], prepared)[0] for images in (source, shown)]
+        features = [outputs(network, images.squares, prepared)[0] for images in (source, shown)]
         found.features[role] = (features[0], features[1])
 
 
 @torch.inference_mode()
-def outputs(network: Network, squares: Pixels, preprocessing: Preprocessing) -> tuple[Array, Array]:
+def outputs(network: Network, squares: Squares, preprocessing: Preprocessing) -> tuple[Array, Array]:
     """Features `(N, D)` and logits `(N, C)` of stored squares."""
     parts = [
         network(prepare(torch.from_numpy(np.ascontiguousarray(squares[at : at + BATCH])), preprocessing))

@@ -109,7 +109,7 @@ def contradicted(summary: Mapping[str, Any]) -> str | None:
     better, worse = (reference, student) if adapted else (student, reference)
     if better <= worse + 0.1:
         return None
-    who = "source-only" if adapted else "adapted"
+    who = ("earlier" if summary.get("started_from") else "source-only") if adapted else "adapted"
     return (
         f"the target labels contradict this verdict: by them the {who} student is better, {better:.1f} % against "
         f"{worse:.1f} %"

@@ -77,6 +77,7 @@ class Classifier:
         self.classes = self.manifest.classes
         self.preprocessing = self.manifest.preprocessing
         self._fixed_batch: int | None = getattr(self.backend, "fixed_batch", None)
+        self._least: int = self._fixed_batch or getattr(self.backend, "batch_range", (1,))[0]
         self._most = self._fixed_batch or min(CHUNK, self.manifest.batch[1] or CHUNK)
         self._free: queue.LifoQueue[Backend] = queue.LifoQueue()
         self._free.put(self.backend)
@@ -163,8 +164,8 @@ class Classifier:
         for start in range(0, len(batch), self._most):
             part = batch[start : start + self._most]
             count = len(part)
-            if self._fixed_batch and count < self._fixed_batch:
-                part = np.concatenate([part, np.repeat(part[-1:], self._fixed_batch - count, axis=0)])
+            if count < self._least:
+                part = np.concatenate([part, np.repeat(part[-1:], self._least - count, axis=0)])
             with self._engine() as backend:
                 parts.append(backend(part)[:count])
         if not parts:
