@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,12 +100,13 @@ def run_jobs(
     """
     if not jobs:
         return
-    ray = _connect(workers, address)
-    try:
-        check_resources(ray.nodes(), jobs)
-        _Queue(ray, jobs, function, ended, retries, crashed, released).run()
-    finally:
-        ray.shutdown()
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints what befalls workers on stdout, where results go
+        ray = _connect(workers, address)
+        try:
+            check_resources(ray.nodes(), jobs)
+            _Queue(ray, jobs, function, ended, retries, crashed, released).run()
+        finally:
+            ray.shutdown()
 
 
 def _connect(workers: int | None, address: str | None) -> Any:

@@ -99,7 +99,7 @@ def test_what_no_node_has_is_refused_before_anything_runs():
         {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
     ]
     check_resources(nodes, [Job("a", {}, cpus=4), Job("b", {}, cpus=2, gpus=1)])
-    with pytest.raises(MachineError, match="b asks for 4 CPUs and 1 GPUs.* of 2 nodes has 4 CPUs and 1 GPUs"):
+    with pytest.raises(MachineError, match=r"b asks for 4 CPUs and 1 GPUs.* of 2 nodes has 4 CPUs and 1 GPUs"):
         check_resources(nodes, [Job("b", {}, cpus=4, gpus=1)])
 
 
