@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 
 from edgeda.artifacts import CHECKPOINT, RECIPE, ROLES, SUMMARY, RunDirectory
 from edgeda.checkpoint import load_checkpoint
-from edgeda.data import Domains, load_domains
+from edgeda.data import Domains, ImageSet, load_domains
 from edgeda.data.batches import PairedBatches
 from edgeda.data.cache import SquareCache
 from edgeda.data.prefetch import Prefetched
@@ -200,9 +200,10 @@ def _train(
         recipe.train.seed,
         workshop.fabric.device,
     )
-    images = _images_digest(data)
+    images = _images_digest(data.source, data.source_test, data.target, data.target_test)
     fingerprint = hashlib.sha256(f"{json.dumps(recipe.outcome())}{images}".encode()).hexdigest()
-    cache = StageCache(shared, recipe, images, origins) if shared else None
+    source_images = _images_digest(data.source, data.source_test)
+    cache = StageCache(shared, recipe, images, source_images, origins) if shared else None
     depth = recipe.train.prefetch
     feed = Prefetched(batches, PREFETCH[recipe.train.device] if depth is None else depth)
     trackers = Trackers(recipe.train.track)
@@ -285,9 +286,9 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _images_digest(data: Domains) -> str:
+def _images_digest(*parts: ImageSet | None) -> str:
     digest = hashlib.sha256()
-    for part in (data.source, data.source_test, data.target, data.target_test):
+    for part in parts:
         digest.update(part.digest() if part is not None else b"")
     return digest.hexdigest()
 

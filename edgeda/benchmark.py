@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +14,13 @@ from typing import Any
 from edgeda.adapt import adapt, check
 from edgeda.artifacts import CHECKPOINT, RECIPE, RUNS, SUMMARY, RunDirectory
 from edgeda.benchmark_recipe import BenchmarkRecipe, folder_name
+from edgeda.cells import differences, holding, is_training, sweep
 from edgeda.errors import EdgedaError, InputError, Interrupted, did_you_mean, from_os_error, one_line
-from edgeda.methods import ALIASES, stages
-from edgeda.models import backbone_name
+from edgeda.methods import stages
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import changed, load_recipe
 from edgeda.report.benchmark import Cell, tabulate
 from edgeda.report.benchmark_text import comma_separated, markdown
-from edgeda.run_folder import LOCK
 from edgeda.train import Record, Watcher
 
 log = logging.getLogger(__name__)
@@ -32,8 +29,6 @@ LOCKS = ".locks"
 SHARED = ".shared"
 """Where cells leave the stages that others have in common with them, such as the source-only reference."""
 FAILURE = ".failed.txt"
-NOT_COMPARED = ("name", "train.threads", "train.checkpoint_minutes")
-"""Keys that do not say what a cell's result is."""
 LEFT = "another process is at work on it"
 
 
@@ -67,13 +62,16 @@ def benchmark(
     reference: str | None = None,
     overwrite: bool = False,
     report: bool = False,
+    workers: int | None = None,
+    address: str | None = None,
 ) -> Record:
     """Make the missing cells of a recipe's benchmark, write benchmark.md, .csv and .json in `out`, return the last.
 
     Finished cells are read, half-finished ones resumed, those that another process is at work on left to
     it; a cell that fails is listed under `missing` with its reason, and the others go on. `overwrite` makes
     cells again that another recipe made; `report` makes none. `reference` is the method that the others are
-    compared with, the first kd-uda if not named.
+    compared with, the first kd-uda if not named. With `workers` (processes here) or `address` (a Ray cluster that
+    sees the same folders) several cells are made at once.
 
     Raises InputError for a wrong request (before anything is trained) and Interrupted on Ctrl-C, with the
     tables of what is finished written.
@@ -93,7 +91,10 @@ def benchmark(
     _check_made(cells, overwrite)
     if not report:
         try:
-            _make(cells, out, watcher, overwrite)
+            if workers is None and address is None:
+                _make(cells, out, watcher, overwrite)
+            else:
+                _make_on_ray(cells, out, overwrite, workers, address)
         except (Interrupted, KeyboardInterrupt):
             result = _write_report(out, recipe.name, section, cells, reference)
             finished = len(cells) - len(result["missing"])
@@ -150,42 +151,11 @@ def _check_folder(out: Path, report: bool) -> None:
 
 def _check_made(cells: Sequence[Planned], overwrite: bool) -> None:
     for planned in () if overwrite else cells:
-        for key, was, now in _differences(planned):
+        for key, was, now in differences(planned.folder, planned.recipe):
             raise InputError(
                 f"the cell {planned.folder} was made by another recipe: its {key} is {was}, now {now} was asked for; "
                 "choose another --out, or --overwrite to make such cells again"
             )
-
-
-def _differences(planned: Planned) -> list[tuple[str, Any, Any]]:
-    """Key, value in the cell's folder, value asked for; keys left to the machine (auto) do not count."""
-    saved = planned.folder / RECIPE
-    if not saved.is_file():
-        return []
-    was, now = _flat(load_recipe(str(saved))), _flat(planned.recipe)
-    unused: str | tuple[str, ...] = (
-        () if any("teacher" in stage.trains for stage in stages(planned.recipe)) else "teacher."
-    )
-    return [
-        (key, was.get(key), value)
-        for key, value in now.items()
-        if value != was.get(key) and key not in NOT_COMPARED and not key.startswith(unused)
-        and not (value == "auto" and key in ("train.device", "train.precision"))
-    ]  # fmt: skip
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    """Dotted keys and values, backbones and method by their full names."""
-
-    def flatten(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                yield from flatten(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, backbone_name(value) if key == "backbone" else value
-
-    flat = dict(flatten(recipe.model_dump(mode="json"), ""))
-    return {**flat, "method": ALIASES.get(recipe.method, recipe.method)}
 
 
 def _check_method(planned: Planned) -> None:
@@ -212,23 +182,64 @@ def _make(cells: Sequence[Planned], out: Path, watcher: Watcher, overwrite: bool
         _make_cell(planned, out, watcher, overwrite)
 
 
+def _make_on_ray(
+    cells: Sequence[Planned], out: Path, overwrite: bool, workers: int | None, address: str | None
+) -> None:
+    """Every cell once, several at a time; of those that have stages in common the first goes ahead."""
+    from edgeda.fleet.scheduler import Job, requests, run_jobs
+
+    (out / LOCKS).mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for planned in cells:
+        recipe, cpus, gpus = requests(planned.recipe)
+        work = {
+            "scenario": planned.scenario, "method": planned.method, "seed": planned.seed, "overwrite": overwrite,
+            "folder": str(planned.folder), "out": str(out), "recipe": recipe.model_dump(mode="json"),
+        }  # fmt: skip
+        finished = (planned.folder / SUMMARY).is_file()
+        if not finished or (overwrite and differences(planned.folder, planned.recipe)):
+            jobs.append(Job(str(planned), work, cpus, gpus, shares=f"{planned.scenario} {planned.seed}"))
+
+    def ended(job: Job, result: Record) -> None:
+        if result["status"] == "failed":  # by the machine: a cell's own failure is noted where it was made
+            planned = next(each for each in cells if str(each) == job.name)
+            planned.failure.parent.mkdir(parents=True, exist_ok=True)
+            planned.failure.write_text(result["reason"] + "\n", encoding="utf-8")
+        log.info("%s: %s", job.name, result.get("reason") or result["status"])
+
+    run_jobs(jobs, _work_on, ended, workers=workers, address=address)
+
+
+def _work_on(work: Record) -> Record:
+    """A cell in a worker."""
+    from edgeda.fleet.scheduler import NullWatcher
+
+    os.chdir(work["cwd"])
+    planned = Planned(
+        work["scenario"], work["method"], work["seed"], Path(work["folder"]), Recipe.model_validate(work["recipe"])
+    )
+    made = _make_cell(planned, Path(work["out"]), NullWatcher(), work["overwrite"])
+    reason = planned.failure.read_text(encoding="utf-8").strip() if planned.failure.is_file() else None
+    return {"status": "ended", "reason": reason if made else LEFT}
+
+
 def _make_cell(planned: Planned, out: Path, watcher: Watcher, overwrite: bool) -> bool:
     """Make or finish a cell, or note why that failed; False when another process is at work on it."""
     lock = out / LOCKS / "--".join(planned.folder.relative_to(out).parts)
-    with _holding(lock) as mine:
-        if not mine or _is_training(planned.folder):
+    with holding(lock) as mine:
+        if not mine or is_training(planned.folder):
             log.info("  %s", LEFT)
             return False
-        again = overwrite and bool(_differences(planned))
+        again = overwrite and bool(differences(planned.folder, planned.recipe))
         if (planned.folder / SUMMARY).is_file() and not again:
             return True
-        _sweep(planned.folder)
+        sweep(planned.folder)
         try:
             _train(planned, out, watcher, again)
         except Interrupted:
             raise
         except (EdgedaError, OSError) as error:
-            if _is_training(planned.folder):  # somebody began while the images were read
+            if is_training(planned.folder):  # somebody began while the images were read
                 return False
             log.warning("%s failed: %s", planned, one_line(error))
             planned.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -247,33 +258,6 @@ def _train(planned: Planned, out: Path, watcher: Watcher, again: bool) -> None:
     shutil.rmtree(planned.folder / CHECKPOINT, ignore_errors=True)  # most of a cell, and of no use once it is finished
 
 
-def _sweep(folder: Path) -> None:
-    """Empty a run directory whose process died before it wrote its recipe."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, f"{RECIPE}.part"}:
-        for path in list(folder.iterdir()):
-            path.unlink()
-
-
-@contextmanager
-def _holding(lock: Path) -> Iterator[bool]:
-    """Whether a lock file is ours until the end of the block; the system lets go of it when a process dies."""
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def _is_training(folder: Path) -> bool:
-    """Whether a process, such as an `edgeda adapt` by hand, holds a run directory."""
-    if not (folder / LOCK).is_file():
-        return False
-    with _holding(folder / LOCK) as free:
-        return not free
-
-
 def _read(planned: Planned) -> Cell:
     """A cell as it stands on the disk."""
     place = (planned.scenario, planned.method, planned.seed, planned.folder)
@@ -282,7 +266,7 @@ def _read(planned: Planned) -> Cell:
             return Cell(*place, summary=RunDirectory(planned.folder).summary())
         except InputError as error:
             return Cell(*place, reason=one_line(error))
-    if _is_training(planned.folder):
+    if is_training(planned.folder):
         return Cell(*place, reason=LEFT)
     if planned.failure.is_file():
         return Cell(*place, reason=planned.failure.read_text(encoding="utf-8").strip())

@@ -14,6 +14,7 @@ from edgeda import __version__
 from edgeda.cli_bundle import bundle
 from edgeda.cli_datasets import datasets
 from edgeda.cli_export import export
+from edgeda.cli_fleet import fleet
 from edgeda.cli_measure import evaluate, profile
 from edgeda.cli_options import Json
 from edgeda.cli_predict import predict
@@ -55,7 +56,7 @@ def _root(
 
 
 app.command(cls=AdaptCommand)(adapt)
-for command in (prune, evaluate, export, bundle, predict, profile, compare, report, benchmark):
+for command in (prune, evaluate, export, bundle, predict, profile, compare, report, benchmark, fleet):
     app.command()(command)
 app.add_typer(datasets)
 

@@ -204,6 +204,12 @@ def benchmark(
         bool, typer.Option("--overwrite", help="Make cells again that another recipe made; keep the others.")
     ] = False,
     report: Annotated[bool, typer.Option("--report", help="Train nothing: tabulate what is there.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Make several cells at once, on so many CPUs of this machine (Ray).", min=1)
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Make them on a Ray cluster that sees the same folders, such as 10.0.0.5:6379.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Scenarios x methods x seeds as one table, beside the paper's.
@@ -220,7 +226,8 @@ def benchmark(
     try:
         result = run_benchmark(
             load_benchmark(recipe, parse_set(set_ or [])), range(seeds), out_, display, only=only or (),
-            scenarios=scenario or (), reference=reference, overwrite=overwrite, report=report,
+            scenarios=scenario or (), reference=reference, overwrite=overwrite, report=report, workers=workers,
+            address=address,
         )  # fmt: skip
     finally:
         display.close()

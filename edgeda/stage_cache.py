@@ -27,11 +27,39 @@ ALWAYS = ("data", "train", "select")
 """Sections of the recipe that every stage depends on."""
 
 
+OF_THE_TARGET = ("target", "target_test", "video")
+"""Keys of section `data` that a stage which sees the source alone does not depend on."""
+
+
+def for_any_target(stages: list[Stage]) -> list[str]:
+    """Names of the stages whose outcome is the same whatever the target: warm-ups, which are not scored either."""
+    return [
+        stage.name for index, stage in enumerate(stages) if stage.epochs and _sees_source_alone(_chain(stages, index))
+    ]
+
+
+def _roles(stage: Stage) -> set[str]:
+    return {*stage.trains, *(origin for origin in stage.starts_from.values() if isinstance(origin, str))}
+
+
+def _chain(stages: list[Stage], index: int) -> list[Stage]:
+    """Stage `index` after the earlier ones that trained a network it begins with."""
+    roles = _roles(stages[index])
+    return [*(other for other in stages[:index] if roles & set(other.trains)), stages[index]]
+
+
+def _sees_source_alone(chain: list[Stage]) -> bool:
+    return not any(stage.adapts or stage.scores or stage.reads is None for stage in chain)
+
+
 class StageCache:
     """Finished stages by what decides their outcome: recipe, images, first weights, and the stages before them."""
 
-    def __init__(self, folder: Path, recipe: Recipe, images: str, origins: Mapping[str, str]) -> None:
-        self._folder, self._recipe, self._images, self._origins = folder, recipe, images, origins
+    def __init__(
+        self, folder: Path, recipe: Recipe, images: str, source_images: str, origins: Mapping[str, str]
+    ) -> None:
+        self._folder, self._recipe, self._origins = folder, recipe, origins
+        self._images, self._source_images = images, source_images
 
     def load(self, stages: list[Stage], index: int) -> dict[str, Any] | None:
         """The saved outcome of stage `index`, or None when there is none or it cannot be shared."""
@@ -57,20 +85,21 @@ class StageCache:
 
     def _place(self, stages: list[Stage], index: int) -> Path | None:
         stage = stages[index]
-        if stage.reads is None:
+        chain = _chain(stages, index)
+        if any(other.reads is None for other in chain):
             return None
-        # earlier stages count where they trained a network that this one begins with
-        roles = {*stage.trains, *(origin for origin in stage.starts_from.values() if isinstance(origin, str))}
-        before = [other for other in stages[:index] if roles & set(other.trains)]
-        if any(other.reads is None for other in before):
-            return None
+        roles = _roles(stage)
         dump = self._recipe.outcome()
-        sections = sorted({*ALWAYS, *stage.reads, *(name for other in before for name in other.reads or ())})
+        sections = sorted({*ALWAYS, *(name for other in chain for name in other.reads or ())})
+        source_alone = _sees_source_alone(chain)
+        if source_alone:
+            dump["data"] = {name: value for name, value in dump["data"].items() if name not in OF_THE_TARGET}
         key = {
-            "format": FORMAT, "edgeda": __version__, "torch": torch.__version__, "images": self._images,
+            "format": FORMAT, "edgeda": __version__, "torch": torch.__version__,
+            "images": self._source_images if source_alone else self._images,
             "weights": {role: self._origins.get(role) for role in sorted(roles)},
             "recipe": {name: dump[name] for name in sections},
-            "stages": [[other.name, other.epochs] for other in (*before, stage)],
+            "stages": [[other.name, other.epochs] for other in chain],
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self._folder / f"{stage.name.replace(' ', '-')}-{digest[:24]}"

@@ -1,0 +1,75 @@
+"""Folders of runs that several processes make together: locks, leftovers, and whether another recipe made one."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgeda.artifacts import RECIPE
+from edgeda.methods import ALIASES, stages
+from edgeda.models import backbone_name
+from edgeda.recipe import Recipe
+from edgeda.recipe_file import load_recipe
+from edgeda.run_folder import LOCK
+
+NOT_COMPARED = ("name", "train.threads", "train.checkpoint_minutes")
+"""Keys that do not say what a run's result is."""
+
+
+def differences(folder: Path, recipe: Recipe) -> list[tuple[str, Any, Any]]:
+    """Key, value in the cell's folder, value asked for; keys left to the machine (auto) do not count."""
+    saved = folder / RECIPE
+    if not saved.is_file():
+        return []
+    was, now = _flat(load_recipe(str(saved))), _flat(recipe)
+    unused: str | tuple[str, ...] = () if any("teacher" in stage.trains for stage in stages(recipe)) else "teacher."
+    return [
+        (key, was.get(key), value)
+        for key, value in now.items()
+        if value != was.get(key) and key not in NOT_COMPARED and not key.startswith(unused)
+        and not (value == "auto" and key in ("train.device", "train.precision"))
+    ]  # fmt: skip
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """Dotted keys and values, backbones and method by their full names."""
+
+    def flatten(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from flatten(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, backbone_name(value) if key == "backbone" else value
+
+    flat = dict(flatten(recipe.model_dump(mode="json"), ""))
+    return {**flat, "method": ALIASES.get(recipe.method, recipe.method)}
+
+
+def sweep(folder: Path) -> None:
+    """Empty a run directory whose process died before it wrote its recipe."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, f"{RECIPE}.part"}:
+        for path in list(folder.iterdir()):
+            path.unlink()
+
+
+@contextmanager
+def holding(lock: Path) -> Iterator[bool]:
+    """Whether a lock file is ours until the end of the block; the system lets go of it when a process dies."""
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a process, such as an `edgeda adapt` by hand, holds a run directory."""
+    if not (folder / LOCK).is_file():
+        return False
+    with holding(folder / LOCK) as free:
+        return not free

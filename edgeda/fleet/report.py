@@ -1,0 +1,111 @@
+"""A fleet as a table, as text and as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import html
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeda.errors import from_os_error
+from edgeda.report.tables import Column, format_value, text_table
+from edgeda.run_folder import write
+
+Record = dict[str, Any]
+
+COLUMNS = (
+    Column("camera", "camera"),
+    Column("status", "status"),
+    Column("verdict", "ship"),
+    Column("student", "adapted", "%", 1),
+    Column("source_only", "source-only", "%", 1),
+    Column("seconds", "cost", "s", 1),
+    Column("note", "note"),
+)
+SILENT_S = 900
+"""Seconds without a sign of life after which a running camera is called silent."""
+ORDER = ("adapted", "source-only", "running", "waiting", "stopped", "failed")
+
+
+def result_of(about: Mapping[str, Any], records: Mapping[str, Record]) -> Record:
+    """`cameras` with a row each, and `counts` by status and by verdict; JSON values."""
+    rows = [_row(name, about["cameras"][name], record) for name, record in records.items()]
+    return {
+        "name": about["name"], "out": about["out"], "source": about["source"], "cameras": rows,
+        "counts": dict(Counter(row["status"] for row in rows)),
+        "verdicts": dict(Counter(row["verdict"] for row in rows if row["verdict"])),
+        "cost_s": round(sum(row["seconds"] or 0.0 for row in rows), 1),
+    }  # fmt: skip
+
+
+def _row(name: str, target: str, record: Record) -> Record:
+    accuracy = record.get("accuracy") or {}
+    status = record["status"]
+    note = record.get("reason") or record.get("why") or ""
+    if status == "running":
+        note = f"{record.get('stage', 'starting')}, epoch {record.get('epoch', 0)} on {record['node']}"
+        silent = time.time() - record["heard"]
+        if silent > SILENT_S:
+            note += f"; no sign of life for {silent / 60:.0f} minutes"
+    return {
+        "camera": name, "target": target, "status": status, "verdict": record.get("verdict"),
+        "student": accuracy.get("student"), "source_only": accuracy.get("source_only"),
+        "seconds": record.get("seconds"), "node": record.get("node"), "attempt": record.get("attempt"),
+        "model": record.get("model"), "note": note,
+    }  # fmt: skip
+
+
+def fleet_text(result: Record, width: int) -> str:
+    """The table, and what became of how many."""
+    counted = ", ".join(f"{count} {status}" for status, count in result["counts"].items())
+    verdicts = ", ".join(f"{count} ship {what}" for what, count in result["verdicts"].items())
+    lines = ["", text_table(result["cameras"], COLUMNS, width), "", f"{counted}; {verdicts or 'no verdict yet'}"]
+    return "\n".join([*lines, f"{result['cost_s']:.0f} s of work; page: {result['out']}/fleet.html"])
+
+
+def failed_line(result: Record) -> str:
+    """One line for the end of a command with failed cameras."""
+    failed = [row for row in result["cameras"] if row["status"] == "failed"]
+    return f"{len(failed)} of {len(result['cameras'])} cameras failed: {failed[0]['camera']}: {failed[0]['note']}"
+
+
+def write_report(out: Path, result: Record) -> Record:
+    """Write fleet.json and fleet.html in `out`; returns the result."""
+    try:
+        write(out / "fleet.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write(out / "fleet.html", page(result))
+    except OSError as error:
+        raise from_os_error(error, f"writing the report in {out}") from error
+    return result
+
+
+def page(result: Record) -> str:
+    """One HTML page without anything from elsewhere: cameras by verdict."""
+    groups: dict[str, list[Record]] = {}
+    for row in result["cameras"]:
+        groups.setdefault(row["verdict"] or row["status"], []).append(row)
+    parts = []
+    for group in sorted(groups, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+        head = "".join(f"<th>{html.escape(c.title + (f' ({c.unit})' if c.unit else ''))}</th>" for c in COLUMNS)
+        body = "".join(
+            "<tr>"
+            + "".join(f"<td>{html.escape(format_value(row.get(c.key), c.decimals))}</td>" for c in COLUMNS)
+            + "</tr>"
+            for row in groups[group]
+        )
+        title = f"ship {group}" if group in ORDER[:2] else group
+        parts.append(f"<h2>{html.escape(title)} ({len(groups[group])})</h2><table><tr>{head}</tr>{body}</table>")
+    style = (
+        "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
+        "td,th{padding:.3em .7em;border-bottom:1px solid #ccc;text-align:left}"
+    )
+    name = html.escape(result["name"])
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{style}</style></head>'
+        f"<body><h1>{name}</h1><p>{len(result['cameras'])} cameras from the source {html.escape(result['source'])}; "
+        f"{result['cost_s']:.0f} s of work. Accuracies: labelled images of the camera, epoch selected without them; "
+        f"verdicts use no labels.</p>{''.join(parts)}</body></html>\n"
+    )
