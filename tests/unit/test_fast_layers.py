@@ -23,10 +23,10 @@ def gradients(layer: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
     return [output.detach().float(), images.grad, *(parameter.grad for parameter in layer.parameters())]
 
 
-@pytest.mark.parametrize(("stride", "bias"), [(1, False), (1, True), (2, False), ((2, 1), True)])
-def test_a_pointwise_convolution_is_the_convolution(stride, bias):
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_pointwise_convolution_is_the_convolution(bias):
     torch.manual_seed(0)
-    plain = nn.Conv2d(16, 24, 1, stride, bias=bias).to(memory_format=torch.channels_last)
+    plain = nn.Conv2d(16, 24, 1, bias=bias).to(memory_format=torch.channels_last)
     fast = copy.deepcopy(plain)
     use_fast_layers(fast)
     assert type(fast) is PointwiseConv2d
@@ -38,7 +38,13 @@ def test_a_pointwise_convolution_is_the_convolution(stride, bias):
 
 
 @pytest.mark.parametrize(
-    "conv", [nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 8, 1, padding=1)]
+    "conv",
+    [
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.Conv2d(8, 8, 1, groups=2),
+        nn.Conv2d(8, 8, 1, padding=1),
+        nn.Conv2d(8, 8, 1, stride=2),
+    ],
 )
 def test_other_convolutions_stay(conv):
     use_fast_layers(conv)
