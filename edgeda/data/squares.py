@@ -9,6 +9,7 @@ import os
 import struct
 import weakref
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Protocol
@@ -37,20 +38,20 @@ class Squares(Protocol):
     def __getitem__(self, index: Any, /) -> Any: ...
 
 
-class Stored:
+class Stored(ABC):
     """Squares outside memory. `[slice]` and `[indices]` give a new array; more indices apply to that array."""
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def read(self, indices: NDArray[np.int64]) -> Pixels:
         """The squares at some places."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def checksums(self) -> NDArray[np.uint32] | None:
         """CRC-32 of each square, or None when that is not known without decoding all."""
-        raise NotImplementedError
 
     def __getitem__(self, index: Any, /) -> Pixels:
         first, *rest = index if isinstance(index, tuple) else (index,)
