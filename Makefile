@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml requirements.lock requirements-build.lock
 # takes the newest, `make lock UPGRADE='--upgrade-package NAME'` the newest of one.
 lock: $(STAMP)
 	$(LOCK) $(EXTRAS:%=--extra %) --output-file requirements.lock pyproject.toml
-	printf '%s\n' 'hatchling>=1.28' setuptools | \
+	printf '%s\n' editables 'hatchling>=1.28' setuptools | \
 		$(LOCK) --no-annotate --constraint requirements.lock --output-file requirements-build.lock -
 	$(MAKE) $(STAMP)
 	$(BIN)/python -m tests.supply.licences

@@ -11,10 +11,9 @@ import json
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
@@ -22,8 +21,7 @@ LIGHT = "light"
 """The part that `pip install edgeda` brings, without any extra."""
 
 
-@dataclass(frozen=True)
-class Locked:
+class Locked(NamedTuple):
     """A package of a lock: its version, the hashes of its files, and the packages that want it."""
 
     name: str
