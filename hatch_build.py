@@ -124,9 +124,7 @@ def bill_of_materials(root: Path, project: dict[str, Any], version: str) -> dict
         "metadata": {
             "lifecycles": [{"phase": "build"}],
             "tools": {
-                "components": [
-                    {"type": "application", "name": "hatchling", "version": installed_version("hatchling")}
-                ]
+                "components": [{"type": "application", "name": "hatchling", "version": installed_version("hatchling")}]
             },
             "component": {
                 "type": "application",

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 import sys
-import tomllib
 from email.message import Message
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
+
+import tomllib
 
 from hatch_build import declared_parts, parts_of, read_lock
 
