@@ -15,7 +15,7 @@ from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
 from edgeda.run_folder import LOCK
 
-NOT_COMPARED = ("name", "train.threads", "train.checkpoint_minutes")
+NOT_COMPARED = ("name", "train.threads", "train.checkpoint_minutes", "train.devices")
 """Keys that do not say what a run's result is."""
 
 

@@ -20,7 +20,8 @@ from edgeda.cli_options import Json
 from edgeda.cli_predict import predict
 from edgeda.cli_report import compare, report
 from edgeda.cli_training import AdaptCommand, adapt, benchmark, prune
-from edgeda.console import out, print_result, set_up_logging, stderr, terminal_width
+from edgeda.console import out, print_result, set_up_logging, silence, stderr, terminal_width
+from edgeda.distributed.world import speaks_first, world
 from edgeda.errors import EdgedaError, Interrupted, MissingExtra, from_os_error
 
 app = typer.Typer(
@@ -75,6 +76,8 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     set_up_logging()
+    if not world().leads:
+        silence()
     with _one_line(debug):
         code = app(arguments, prog_name="edgeda", standalone_mode=False)
         if code == INTERRUPTED:
@@ -117,6 +120,9 @@ def _one_line(debug: bool) -> Iterator[None]:
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
+    if not speaks_first():
+        sys.exit(code)
+    stderr.quiet = False
     if debug:
         traceback.print_exc()
     stderr.print(f"error: {' '.join(message.split())}", markup=False)

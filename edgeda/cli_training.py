@@ -84,7 +84,14 @@ def adapt(
         typer.Option(help="What pulls the target's features to the source's: one, or several as mmd,mcc."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the source in the main stage.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images of each domain in a batch.")] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Images of each domain in a batch, on all devices together: --devices divides it."),
+    ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(help="GPUs (or CPU processes) that train together; default: 1, under torchrun all it started."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     select: Annotated[
         str | None,
@@ -118,7 +125,7 @@ def adapt(
     asked: dict[str, Any] = {
         "teacher.backbone": teacher, "student.backbone": student, "data.source": source, "data.target": target,
         "data.target_test": target_test, "method": method, "train.epochs": epochs, "train.batch_size": batch_size,
-        "train.seed": seed, "select.rule": select, "train.precision": precision,
+        "train.devices": devices, "train.seed": seed, "select.rule": select, "train.precision": precision,
         "data.cache_gb": cache_gb,
         "adapt.alignment": [name.strip() for name in alignment.split(",")] if alignment is not None else None,
     }  # fmt: skip

@@ -63,6 +63,7 @@ def finish(
         "epochs": recipe.train.epochs,
         "precision": recipe.train.precision,
         "machine": machine(),
+        "devices": recipe.train.devices,
         "wall_s": round(fit.wall_s, 1),
         "pairs_per_s": round(fit.pairs_per_s, 2),
         "wait_share": round(fit.wait_share, 4),

@@ -11,40 +11,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from edgeda.artifacts import CHECKPOINT, METRICS
 from edgeda.checkpoint import load_checkpoint, save_checkpoint
-from edgeda.data import Domains, ImageSet, spread
+from edgeda.data import Domains
 from edgeda.data.prefetch import Prefetched
-from edgeda.errors import Diverged, InputError, Interrupted
-from edgeda.inference import estimate_statistics, predict_logits
+from edgeda.distributed.batchnorm import batchnorm_layers
+from edgeda.errors import Diverged, InputError, Interrupted, MachineError
 from edgeda.methods.base import Method, Stage, Workshop, plain_network
 from edgeda.models import Network
-from edgeda.selection import accuracy, is_better, label_free_scores
+from edgeda.scoring import score
+from edgeda.selection import is_better
 from edgeda.stage_cache import StageCache
 from edgeda.tracking import Trackers
-
-Record = dict[str, Any]
-
-SCORED_IMAGES = 512
-"""Target images, spread over the domain, that label-free scores are computed on."""
-
-
-class Watcher(Protocol):
-    """What a progress display is told."""
-
-    def stage(self, name: str, epochs: int, steps_per_epoch: int, done: int) -> None:
-        """A stage begins, `done` steps of it behind us."""
-
-    def step(self, pairs: int) -> None:
-        """A batch of so many source and target pairs is done."""
-
-    def epoch(self, record: Record) -> None:
-        """An epoch's line of metrics."""
+from edgeda.watching import Record as Record
+from edgeda.watching import Watcher as Watcher
 
 
 class Fit:
@@ -56,6 +40,7 @@ class Fit:
         trackers: Trackers | None = None,
     ) -> None:  # fmt: skip
         self.workshop, self.stages, self.batches, self.data = workshop, stages, batches, data
+        self.group = workshop.group
         self.folder, self.watcher, self.fingerprint, self.cache = folder, watcher, fingerprint, cache
         self.trackers = trackers or Trackers(())
         self.origins = origins
@@ -105,8 +90,8 @@ class Fit:
                     method = stage.build(self.workshop)
                     method.load_state(state["method"])
                     torch.set_rng_state(state["rng"])
-                    if state["cuda_rng"]:
-                        torch.cuda.set_rng_state_all(state["cuda_rng"])
+                    if state["cuda_rng"]:  # all processes draw the same numbers
+                        torch.cuda.set_rng_state(state["cuda_rng"][0], self.workshop.fabric.device)
                     self.workshop.fabric.strategy.precision.load_state_dict(state["precision"])
                 elif not self._adopt(index):
                     for role, origin in stage.starts_from.items():
@@ -134,7 +119,7 @@ class Fit:
         stage = self.stages[index]
         own = {id(parameter) for role in stage.trains for parameter in self._weights(role).parameters()}
         moved = {id(parameter) for learner in method.learners.values() for parameter in learner.parameters}
-        if self.cache and moved <= own:
+        if self.cache and moved <= own and self.group.leads:
             outcome = {
                 "networks": {role: self._weights(role).state_dict() for role in stage.trains},
                 "best": {role: self.best[role] for role in stage.scores},
@@ -144,9 +129,15 @@ class Fit:
 
     def _adopt(self, index: int) -> bool:
         """Take a stage over that another run has finished; its time does not count as this run's."""
-        outcome = self.cache.load(self.stages, index) if self.cache else None
-        if outcome is None:
+        cache = self.cache
+        if cache is None:
             return False
+        outcome = cache.load(self.stages, index)
+        if not self.group.decide(lambda: outcome is not None):
+            return False
+        outcome = outcome or cache.load(self.stages, index)  # it may have come while processes looked
+        if outcome is None:
+            raise MachineError(f"stage {self.stages[index].name} is shared with other runs, but cannot be read here")
         for role, weights in outcome["networks"].items():
             self._weights(role).load_state_dict(weights)
         self.best.update(outcome["best"])
@@ -174,7 +165,7 @@ class Fit:
                 where = f"stage {stage.name}, epoch {step // per_epoch + 1}, batch {step % per_epoch + 1}"
                 hint = "start again with --overwrite and a lower teacher.lr or student.lr (--set), or --precision fp32"
                 raise Diverged(f"{error} in {where}; {hint}") from error
-            self._add(terms)
+            stop = self._add(terms)
             self.position = (index, step + 1)
             self.pairs += len(batch.source_labels)
             self.watcher.step(len(batch.source_labels))
@@ -183,22 +174,30 @@ class Fit:
                 self._epoch(stage, (step + 1) // per_epoch)
                 self._resume_clock()
             if (
-                self._stop
+                stop
                 or step + 1 == total
                 or time.monotonic() - self._saved >= 60 * self.workshop.recipe.train.checkpoint_minutes
             ):
                 self._save(method)
-            if self._stop:
+            if stop:
                 raise Interrupted(f"stopped; go on with: edgeda adapt --out {self.folder} --resume")
 
     def _train_mode(self, stage: Stage) -> None:
         for role, network in self.workshop.networks.items():
             if self._weights(role).training != (role in stage.trains):  # Fabric's wrapper has a mode of its own
                 network.train(role in stage.trains)
+            if stage.adapts and self.workshop.recipe.adapt.batchnorm == "frozen":
+                for layer in batchnorm_layers(network):
+                    layer.eval()
 
-    def _add(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+    def _add(self, terms: dict[str, Tensor]) -> bool:
+        """Count the terms of a step, their means over processes; returns whether one of these is asked to stop."""
+        asked = torch.tensor(float(self._stop), device=self.workshop.fabric.device)
+        found = torch.stack([*(value.float() for value in terms.values()), asked])
+        *means, stop = self.group.mean(found).tolist()
+        for name, value in zip(terms, means, strict=True):
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        return bool(stop)
 
     def _epoch(self, stage: Stage, epoch: int) -> None:
         """Evaluate the stage's networks, let them compete for selection and write the line of metrics."""
@@ -221,21 +220,12 @@ class Fit:
 
     def _score(self, role: str, stage: Stage, epoch: int) -> Record:
         # the plain network, in fp32: what is scored is what is shipped
-        network, data = self._weights(role), self.data
-        recipe = self.workshop.recipe
-        preprocessing = recipe.data.preprocessing
-        scored = data.target.take(spread(len(data.target), SCORED_IMAGES))
+        network, recipe = self._weights(role), self.workshop.recipe
         trained = {name: value.detach().cpu().clone() for name, value in network.named_buffers()}
-        if stage.adapts and recipe.adapt.target_statistics:
-            estimate_statistics(network, scored.squares, preprocessing)
-        logits = predict_logits(network, scored.squares, preprocessing)
-        if not torch.isfinite(logits).all():
+        own_statistics = stage.adapts and recipe.adapt.target_statistics
+        result = score(network, self.data, recipe.data.preprocessing, self.group, own_statistics)
+        if result is None:
             raise Diverged(f"the {role}'s predictions are not finite after epoch {epoch} of stage {stage.name}")
-        result: Record = {
-            "scores": label_free_scores(logits),
-            "source_accuracy": _accuracy(network, data.source_test, self.workshop),
-            "target_accuracy": _accuracy(network, data.target_test, self.workshop) if data.target_test else None,
-        }
         mine = {**result, "role": role, "stage": stage.name, "epoch": epoch}
         best = self.best.get(role)
         same_stage = best is not None and best["record"]["stage"] == stage.name
@@ -247,6 +237,8 @@ class Fit:
         return result
 
     def _write_metrics(self) -> None:
+        if not self.group.leads:
+            return
         path = self.folder / METRICS
         temporary = path.with_name(path.name + ".part")
         temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
@@ -263,7 +255,10 @@ class Fit:
         self._started = now
 
     def _save(self, method: Method) -> None:
+        if not self.group.leads:
+            return
         self._stop_clock()
+        device = self.workshop.fabric.device
         state = {
             "fingerprint": self.fingerprint,
             "origins": self.origins,
@@ -282,7 +277,7 @@ class Fit:
                 "since": list(self._since),
             },
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if self.workshop.fabric.device.type == "cuda" else [],
+            "cuda_rng": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
             "precision": self.workshop.fabric.strategy.precision.state_dict(),
         }
         save_checkpoint(self.folder / CHECKPOINT, state)
@@ -324,10 +319,3 @@ class Fit:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _accuracy(network: torch.nn.Module, images: ImageSet, workshop: Workshop) -> float | None:
-    if images.labels is None:
-        return None
-    logits = predict_logits(network, images.squares, workshop.recipe.data.preprocessing)
-    return accuracy(logits, torch.from_numpy(images.labels))

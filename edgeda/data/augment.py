@@ -21,22 +21,25 @@ CHUNK = 2**18
 
 
 def prepare(
-    squares: Tensor, preprocessing: Preprocessing, augment: AugmentRecipe | None = None, random: Generator | None = None
-) -> Tensor:
+    squares: Tensor, preprocessing: Preprocessing, augment: AugmentRecipe | None = None,
+    random: Generator | None = None, part: tuple[slice, int] | None = None,
+) -> Tensor:  # fmt: skip
     """Stored squares uint8 `(B, S, S, 3)` to normalized float32 images `(B, 3, size, size)`, channels-last.
 
-    Without `augment`, the central crop: the same numbers as the runtime's `network_input`.
+    Without `augment`, the central crop: the same numbers as the runtime's `network_input`. `part`: which images of a
+    batch of how many these are; random numbers are drawn for all of them.
     """
+    own, count = part or (slice(None), len(squares))
     if augment is None:
         offset = (preprocessing.stored_size - preprocessing.size) // 2
         stop = offset + preprocessing.size
         return _normalized(squares[:, offset:stop, offset:stop], preprocessing)
-    maps = affine_maps(len(squares), preprocessing, augment, random)
+    maps = affine_maps(count, preprocessing, augment, random)[own]
     if is_upright(augment) and squares.device.type == "cpu":
         images = _windows(squares, preprocessing.size, maps)
     else:
         images = _sample(squares, preprocessing.size, maps)
-    return _normalized(_light(images, augment, random), preprocessing)
+    return _normalized(_light(images, augment, random, own, count), preprocessing)
 
 
 def is_upright(augment: AugmentRecipe) -> bool:
@@ -130,10 +133,10 @@ def _sample(squares: Tensor, size: int, maps: Tensor) -> Tensor:
     return seen.permute(0, 2, 3, 1)
 
 
-def _light(images: Tensor, augment: AugmentRecipe, random: Generator | None) -> Tensor:
+def _light(images: Tensor, augment: AugmentRecipe, random: Generator | None, own: slice, count: int) -> Tensor:
     if not (augment.brightness or augment.contrast):
         return images
-    draws = torch.rand(2, len(images), 1, 1, 1, generator=random).to(images.device) * 2 - 1
+    draws = torch.rand(2, count, 1, 1, 1, generator=random)[:, own].to(images.device) * 2 - 1
     middle = images.mean(dim=(1, 2, 3), keepdim=True)
     images = (images - middle) * (1 + augment.contrast * draws[0]) + middle + 255 * augment.brightness * draws[1]
     return images.clamp(0, 255)

@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from edgeda.distributed.group import Group
 from edgeda.errors import Diverged
 
 
@@ -16,9 +17,10 @@ class Learner:
     """One optimizer, the schedule of its learning rates and the largest gradient norm (0: any)."""
 
     def __init__(
-        self, fabric: Fabric, optimizer: torch.optim.Optimizer, schedule: Callable[[float], float], clip_norm: float
-    ) -> None:
-        self.fabric, self.clip_norm = fabric, clip_norm
+        self, fabric: Fabric, optimizer: torch.optim.Optimizer, schedule: Callable[[float], float], clip_norm: float,
+        group: Group | None = None,
+    ) -> None:  # fmt: skip
+        self.fabric, self.clip_norm, self.group = fabric, clip_norm, group or Group()
         self.optimizer: Any = fabric.setup_optimizers(optimizer)
         self._schedule = schedule
         self._rates = [group["lr"] for group in optimizer.param_groups]
@@ -38,12 +40,14 @@ class Learner:
 def descend(loss: Tensor, progress: float, *learners: Learner) -> None:
     """One step of every learner down `loss`; raises Diverged, with nothing changed, when it is not finite.
 
-    Each learner's gradient norm is clipped by itself.
+    On several devices the gradient is the mean of theirs. Each learner's gradient norm is clipped by itself.
     """
     for learner in learners:
         learner.prepare(progress)
     fabric = learners[0].fabric
     fabric.backward(loss)
+    loss = loss.detach().clone()
+    learners[0].group.average([loss, *(p.grad for one in learners for p in one.parameters if p.grad is not None)])
     scaler = getattr(fabric.strategy.precision, "scaler", None)  # fp16 on a GPU: skips its own overflows
     norms = []
     for learner in learners:
