@@ -24,16 +24,31 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", COLUMNS="100")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.fuzz.cage import World, run_caged  # noqa: E402 - after the path and the threads are set
-from tests.fuzz.readers import Case, all_makers  # noqa: E402
-from tests.fuzz.seeds import Seeds  # noqa: E402
+from tests.fuzz.cage import World, run_caged
+from tests.fuzz.readers import Case, all_makers
+from tests.fuzz.seeds import Seeds
 
 COUNTS = {
-    "recipe": 130, "--set": 60, "FLEET.yaml": 110, "image list": 90, "image": 220, "folder": 70, "archive": 120,
-    "digits": 90, "video": 30, "ONNX file": 130, "manifest in ONNX": 120, "manifest beside a model": 70,
-    "weights of a run": 120, "pretrained weights": 50, "summary.json": 110, "metrics.jsonl": 40, "recipe of a run": 40,
-    "checkpoint": 50, "kit listing, fleet state": 40,
-}  # fmt: skip
+    "recipe": 130,
+    "--set": 60,
+    "FLEET.yaml": 110,
+    "image list": 90,
+    "image": 220,
+    "folder": 70,
+    "archive": 120,
+    "digits": 90,
+    "video": 30,
+    "ONNX file": 130,
+    "manifest in ONNX": 120,
+    "manifest beside a model": 70,
+    "weights of a run": 120,
+    "pretrained weights": 50,
+    "summary.json": 110,
+    "metrics.jsonl": 40,
+    "recipe of a run": 40,
+    "checkpoint": 50,
+    "kit listing, fleet state": 40,
+}
 SEED = 20261124
 
 
@@ -94,7 +109,10 @@ def run_all(options: argparse.Namespace, seeds: Seeds, root: Path) -> int:
             row[4] += bool(outcome.problems)
             if outcome.problems or options.only:
                 bad += 1
-                print(f"{reader}: {case.name!r}: {'; '.join(outcome.problems[:4])!r}\n    {outcome.err[-400:]!r}", file=sys.stderr)
+                print(
+                    f"{reader}: {case.name!r}: {'; '.join(outcome.problems[:4])!r}\n    {outcome.err[-400:]!r}",
+                    file=sys.stderr,
+                )
                 if options.keep:
                     target = options.keep / f"{bad:03d}"
                     target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +134,7 @@ def remove(folder: Path) -> None:
     """Take a case's folder away, however deep and however its names are spelled."""
     shutil.rmtree(os.fsencode(folder), ignore_errors=True)
     if folder.exists():
-        os.system(f"rm -rf '{folder}'")  # noqa: S605 - a name of ours; rmtree does not go as deep
+        os.system(f"rm -rf '{folder}'")
 
 
 def load_everything() -> None:

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from edgeda.artifacts import CHECKPOINT, RECIPE, ROLES, SUMMARY, RunDirectory
-from edgeda.checkpoint import load_checkpoint
+from edgeda.checkpoint import load_checkpoint, restoring
 from edgeda.data import Domains, ImageSet, load_domains
 from edgeda.data.batches import PairedBatches
 from edgeda.data.cache import SquareCache
@@ -240,7 +240,8 @@ def _networks(
         architecture = Architecture(part.backbone, len(data.classes), part.bottleneck)
         first = "none" if state or role == "source_only" else part.pretrained
         if state and role in state.get("architectures", {}):  # pruning changes shapes on the way
-            architecture = Architecture(**state["architectures"][role])
+            with restoring(resumed.path / CHECKPOINT if resumed else Path()):
+                architecture = Architecture(**state["architectures"][role])
         if role in files and not state:
             network, origins[role] = _load_start(files[role], part if role != "source_only" else None, data)
         else:
@@ -248,7 +249,7 @@ def _networks(
         networks[role] = network.to(memory_format=torch.channels_last)
     if "source_only" in origins and "source_only" not in files:
         origins["source_only"] = origins.get("student", "from scratch")
-    return networks, state["origins"] if state else origins
+    return networks, dict(state.get("origins") or {}) if state else origins
 
 
 def _load_start(path: Path, wanted: NetworkRecipe | None, data: Domains) -> tuple[Network, str]:

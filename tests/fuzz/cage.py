@@ -26,10 +26,20 @@ MEMORY_BYTES = 24 * 2**30
 CODES = (0, 2, 3)
 
 _WRITES = {
-    "os.rename": (0, 1), "os.link": (1,), "os.symlink": (1,), "os.mkdir": (0,), "os.rmdir": (0,), "os.remove": (0,),
-    "os.truncate": (0,), "os.chmod": (0,), "os.chown": (0,), "os.utime": (0,), "shutil.rmtree": (0,),
-    "shutil.copyfile": (1,), "shutil.move": (0, 1),
-}  # fmt: skip
+    "os.rename": (0, 1),
+    "os.link": (1,),
+    "os.symlink": (1,),
+    "os.mkdir": (0,),
+    "os.rmdir": (0,),
+    "os.remove": (0,),
+    "os.truncate": (0,),
+    "os.chmod": (0,),
+    "os.chown": (0,),
+    "os.utime": (0,),
+    "shutil.rmtree": (0,),
+    "shutil.copyfile": (1,),
+    "shutil.move": (0, 1),
+}
 _NEVER = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "socket.connect", "socket.bind", "pickle.find_class")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _HARMLESS = ("/dev/null", "/dev/tty", "/dev/shm/", "/proc/self/")
@@ -161,7 +171,7 @@ def _be_the_child(action: Callable[[], object], world: World, told: dict[str, in
         sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
         os.chdir(world.out)
         os.environ.update(HOME=str(world.root / "home"), TMPDIR=str(world.root / "tmp"))
-        os.environ.update(EDGEDA_CACHE=str(world.root / "cache"))
+        os.environ.update(EDGEDA_CACHE=str(world.root / "cache"), TORCHINDUCTOR_CACHE_DIR=str(world.root / "cache"))
         tempfile.tempdir = None
         sys.addaudithook(hook(world, told["events"]))
         try:

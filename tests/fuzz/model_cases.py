@@ -44,7 +44,9 @@ def acts_on(seeds: Seeds, number: int, file: str) -> object:
             return evaluate(path, seeds.tree)
         if choice == 3:
             return profile(path)
-        return predict(world, path, seeds.tree, "--drift", "--save", world.out / "saved", "--collect", world.out / "kept")
+        return predict(
+            world, path, seeds.tree, "--drift", "--save", world.out / "saved", "--collect", world.out / "kept"
+        )
 
     return act
 
@@ -86,11 +88,35 @@ def _odd_models() -> list[tuple[str, bytes]]:
     import onnx
     from onnx import TensorProto, helper
 
-    places = ("../secret.bin", "/etc/passwd", "./../secret.bin", "sub/../../secret.bin", "..\\secret.bin", "/dev/zero", "",
-              ".", "missing.bin", "link.bin", "\0", "x" * 5000, "model.onnx", "fifo.bin", "/proc/self/mem")  # fmt: skip
+    places = (
+        "../secret.bin",
+        "/etc/passwd",
+        "./../secret.bin",
+        "sub/../../secret.bin",
+        "..\\secret.bin",
+        "/dev/zero",
+        "",
+        ".",
+        "missing.bin",
+        "link.bin",
+        "\0",
+        "x" * 5000,
+        "model.onnx",
+        "fifo.bin",
+        "/proc/self/mem",
+    )
     found = [(f"external {place[:20]!r}", _external(place)) for place in places]
-    found += [(f"external at {offset}, {length}", _external("weights.bin", offset, length)) for offset, length in (
-        ("-1", "128"), ("0", "-1"), ("99999999999999999999", "1"), ("0", "99999999999999"), ("x", "y"), ("0", "0"))]  # fmt: skip
+    found += [
+        (f"external at {offset}, {length}", _external("weights.bin", offset, length))
+        for offset, length in (
+            ("-1", "128"),
+            ("0", "-1"),
+            ("99999999999999999999", "1"),
+            ("0", "99999999999999"),
+            ("x", "y"),
+            ("0", "0"),
+        )
+    ]
     found.append(("external without a place", _external("x", key="nowhere")))
     good = onnx.ModelProto.FromString(onnx_bytes())
 
@@ -109,8 +135,10 @@ def _odd_models() -> list[tuple[str, bytes]]:
     for sizes in ((2**40, 8), (-1, 8), (0, 8), (2**62, 2**62), (4, 2**31)):
         changed(f"weights of {sizes}", dims(2, *sizes))
     for value in (0, -1, 2**40, 1):
-        changed(f"input of {value}", lambda model, v=value: setattr(
-            model.graph.input[0].type.tensor_type.shape.dim[2], "dim_value", v))  # fmt: skip
+        changed(
+            f"input of {value}",
+            lambda model, v=value: setattr(model.graph.input[0].type.tensor_type.shape.dim[2], "dim_value", v),
+        )
     changed("no graph", lambda model: model.ClearField("graph"))
     changed("no output", lambda model: model.graph.ClearField("output"))
     changed("no input", lambda model: model.graph.ClearField("input"))
@@ -141,14 +169,21 @@ def _odd_models() -> list[tuple[str, bytes]]:
 
     def deep(model: onnx.ModelProto) -> None:
         inner = helper.make_graph([], "g", [], [])
-        for _ in range(60):
+        for _ in range(15):
             inner = helper.make_graph([helper.make_node("If", ["c"], ["o"], then_branch=inner)], "g", [], [])
         model.graph.node.append(helper.make_node("If", ["c"], ["o"], then_branch=inner, else_branch=inner))
 
-    changed("60 graphs in each other", deep)
+    changed("15 graphs in each other", deep)
     found.append(("protobuf in protobuf", b"\x3a\xff\xff\xff\xff\x0f" * 1000))
-    found += [(f"{name} as ONNX", content) for name, content in (
-        ("zip", b"PK\3\4" + b"\0" * 100), ("zeros", b"\0" * 1000), ("text", b"hello"), ("pickle", pickle.dumps([1])))]  # fmt: skip
+    found += [
+        (f"{name} as ONNX", content)
+        for name, content in (
+            ("zip", b"PK\3\4" + b"\0" * 100),
+            ("zeros", b"\0" * 1000),
+            ("text", b"hello"),
+            ("pickle", pickle.dumps([1])),
+        )
+    ]
     return found
 
 
@@ -168,14 +203,22 @@ def onnx_files(seeds: Seeds, chance: random.Random, count: int) -> Cases:
         os.mkfifo(world.inputs / "m/fifo.bin")
 
     for number, (name, content) in enumerate(made[:count]):
-        yield Case("ONNX file", name, content, lambda world, c=content: place(world, c), acts_on(seeds, number, "m/model.onnx"))
+        yield Case(
+            "ONNX file", name, content, lambda world, c=content: place(world, c), acts_on(seeds, number, "m/model.onnx")
+        )
 
 
 def manifests(seeds: Seeds, chance: random.Random, count: int) -> Cases:
     """The manifest inside an ONNX file."""
-    texts = [(f"names {n}", to_json(manifest([*NASTY_NAMES[n : n + 4]]))) for n in range(0, len(NASTY_NAMES) - 3)]
-    texts += [("deep", "[" * 100_000), ("not JSON", "{"), ("empty", ""), ("a number", "5"), ("huge number", '{"format": ' + "9" * 5000 + "}"),
-              ("a million classes", to_json({**manifest(), "classes": ["x"] * 1_000_000}))]  # fmt: skip
+    texts = [(f"names {n}", to_json(manifest([*NASTY_NAMES[n : n + 4]]))) for n in range(len(NASTY_NAMES) - 3)]
+    texts += [
+        ("deep", "[" * 100_000),
+        ("not JSON", "{"),
+        ("empty", ""),
+        ("a number", "5"),
+        ("huge number", '{"format": ' + "9" * 5000 + "}"),
+        ("a million classes", to_json({**manifest(), "classes": ["x"] * 1_000_000})),
+    ]
     texts += [(name, to_json(changed)) for name, changed in documents(manifest(), chance, max(0, count - len(texts)))]
     for number, (name, text) in enumerate(texts[:count]):
         content = onnx_bytes({"edgeda": text.encode("utf-8", "replace").decode()})
@@ -186,9 +229,17 @@ def sidecars(seeds: Seeds, chance: random.Random, count: int) -> Cases:
     """`manifest.json` beside an OpenVINO model, NAME.engine.json beside an engine, `manifest.json` beside exports."""
     folder = seeds.run / "exports" / "openvino-fp32"
     good = json.loads((folder / "manifest.json").read_text())
-    engine = {**good, "sha256": None, "engine": {
-        "package": "tensorrt", "version": "10.3.0", "gpu": {"name": "Orin", "compute_capability": "8.7"},
-        "onnx": "student.onnx", "version_compatible": False}}  # fmt: skip
+    engine = {
+        **good,
+        "sha256": None,
+        "engine": {
+            "package": "tensorrt",
+            "version": "10.3.0",
+            "gpu": {"name": "Orin", "compute_capability": "8.7"},
+            "onnx": "student.onnx",
+            "version_compatible": False,
+        },
+    }
     changes = [("openvino", item) for item in json_bytes(good, chance, count // 2)]
     changes += [("engine", item) for item in json_bytes(engine, chance, count - count // 2)]
 
@@ -205,12 +256,20 @@ def sidecars(seeds: Seeds, chance: random.Random, count: int) -> Cases:
         from tests.fuzz.cage import command
 
         path = str(world.inputs / ("m/student.engine" if kind == "engine" else "m/student.xml"))
-        return (command("predict", path, "--source", str(seeds.image)), bundle(world, path, KITS[number % 4]),
-                command("evaluate", path, "--data", str(seeds.tree)))[number % 3]  # fmt: skip
+        return (
+            command("predict", path, "--source", str(seeds.image)),
+            bundle(world, path, KITS[number % 4]),
+            command("evaluate", path, "--data", str(seeds.tree)),
+        )[number % 3]
 
     for number, (kind, (name, content)) in enumerate(changes[:count]):
-        yield Case("manifest beside a model", f"{kind}: {name}", kind.encode() + content,
-                   lambda world, k=kind, c=content: place(world, k, c), lambda world, k=kind, n=number: act(world, k, n))  # fmt: skip
+        yield Case(
+            "manifest beside a model",
+            f"{kind}: {name}",
+            kind.encode() + content,
+            lambda world, k=kind, c=content: place(world, k, c),
+            lambda world, k=kind, n=number: act(world, k, n),
+        )
 
 
 def weights(seeds: Seeds, chance: random.Random, count: int) -> Cases:
@@ -224,26 +283,58 @@ def weights(seeds: Seeds, chance: random.Random, count: int) -> Cases:
         return safetensors(to_json({**header, "__metadata__": {"edgeda": text}}).encode("utf-8", "surrogatepass"), body)
 
     made: list[tuple[str, bytes]] = [
-        ("length lies", safetensors(header, body, -1)), ("length 2^40", safetensors(header, body, 2**40)), ("length 0", safetensors(header, body, 0)),
-        ("length 100 MB", safetensors(b" " * 200, b"", 100_000_001)), ("no tensors", safetensors({}, b"")), ("a list", safetensors([], b"")),
-        ("deep", safetensors(b"[" * 100_000, b"")), ("metadata of numbers", safetensors({**header, "__metadata__": {"edgeda": 5}}, body)),
-        ("no metadata", safetensors({k: v for k, v in header.items() if k != "__metadata__"}, body)), ("pickle", pickle.dumps({"a": 1})),
-        ("tensors overlap", safetensors({**header, "head.weight": {"dtype": "F32", "shape": [4, 8], "data_offsets": [0, 128]}}, body)),
+        ("length lies", safetensors(header, body, -1)),
+        ("length 2^40", safetensors(header, body, 2**40)),
+        ("length 0", safetensors(header, body, 0)),
+        ("length 100 MB", safetensors(b" " * 200, b"", 100_000_001)),
+        ("no tensors", safetensors({}, b"")),
+        ("a list", safetensors([], b"")),
+        ("deep", safetensors(b"[" * 100_000, b"")),
+        ("metadata of numbers", safetensors({**header, "__metadata__": {"edgeda": 5}}, body)),
+        ("no metadata", safetensors({k: v for k, v in header.items() if k != "__metadata__"}, body)),
+        ("pickle", pickle.dumps({"a": 1})),
+        (
+            "tensors overlap",
+            safetensors({**header, "head.weight": {"dtype": "F32", "shape": [4, 8], "data_offsets": [0, 128]}}, body),
+        ),
         ("tensor of 2^60", safetensors({"a": {"dtype": "F32", "shape": [2**60], "data_offsets": [0, 2**62]}}, b"")),
-        ("tensor shape overflow", safetensors({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 0]}}, b"")),
+        (
+            "tensor shape overflow",
+            safetensors({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 0]}}, b""),
+        ),
         ("backbone 5", with_card(to_json({**card, "architecture": {**card["architecture"], "backbone": 5}}))),
         ("size 8192", with_card(to_json({**card, "preprocessing": {**card["preprocessing"], "size": 8192}}))),
         ("a billion classes", with_card(to_json({**card, "architecture": {**card["architecture"], "classes": 10**9}}))),
-        ("ten million classes", with_card(to_json({**card, "architecture": {**card["architecture"], "classes": 10**7}}))),
-        ("a giant", with_card(to_json({**card, "architecture": {**card["architecture"], "backbone": "eva_giant_patch14_224"}}))),
-        ("a bottleneck", with_card(to_json({**card, "architecture": {**card["architecture"], "bottleneck": 8_000_000}}))),
-        ("hub name", with_card(to_json({**card, "architecture": {**card["architecture"], "backbone": "hf-hub:evil/model"}}))),
+        (
+            "ten million classes",
+            with_card(to_json({**card, "architecture": {**card["architecture"], "classes": 10**7}})),
+        ),
+        (
+            "a giant",
+            with_card(to_json({**card, "architecture": {**card["architecture"], "backbone": "eva_giant_patch14_224"}})),
+        ),
+        (
+            "a bottleneck",
+            with_card(to_json({**card, "architecture": {**card["architecture"], "bottleneck": 8_000_000}})),
+        ),
+        (
+            "hub name",
+            with_card(to_json({**card, "architecture": {**card["architecture"], "backbone": "hf-hub:evil/model"}})),
+        ),
         ("path name", with_card(to_json({**card, "architecture": {**card["architecture"], "backbone": "../../x"}}))),
-    ]  # fmt: skip
-    made += [(f"names {n}", with_card(to_json({**card, "classes": [*NASTY_NAMES[n : n + 4]]}))) for n in range(0, len(NASTY_NAMES) - 3, 3)]
+    ]
+    made += [
+        (f"names {n}", with_card(to_json({**card, "classes": [*NASTY_NAMES[n : n + 4]]})))
+        for n in range(0, len(NASTY_NAMES) - 3, 3)
+    ]
     for value in (*VALUES[:12], "x", Raw("NaN"), "r18", "resnet18d"):
         for key in ("backbone", "classes", "bottleneck", "channels"):
-            made.append((f"{key} = {value!r:.20}", with_card(to_json({**card, "architecture": {**card["architecture"], key: value}}))))
+            made.append(
+                (
+                    f"{key} = {value!r:.20}",
+                    with_card(to_json({**card, "architecture": {**card["architecture"], key: value}})),
+                )
+            )
     left = max(0, count - len(made))
     made += [(name, with_card(to_json(changed))) for name, changed in documents(card, chance, left // 2)]
     made += list(byte_mutants(data, chance, left - left // 2, (8, 8 + size), header=8 + size))
@@ -258,8 +349,13 @@ def weights(seeds: Seeds, chance: random.Random, count: int) -> Cases:
         return export(world, run) if number % 6 == 3 else evaluate(run, seeds.tree)
 
     for number, (name, content) in enumerate(made[:count]):
-        yield Case("weights of a run", name, content, lambda world, c=content: run_like(world, seeds, {"student.safetensors": c}),
-                   lambda world, n=number: act(world, n))  # fmt: skip
+        yield Case(
+            "weights of a run",
+            name,
+            content,
+            lambda world, c=content: run_like(world, seeds, {"student.safetensors": c}),
+            lambda world, n=number: act(world, n),
+        )
 
 
 class _Touch:
@@ -282,10 +378,16 @@ def pretrained(seeds: Seeds, chance: random.Random, count: int) -> Cases:
     with zipfile.ZipFile(io.BytesIO(good)) as old, zipfile.ZipFile(evil, "w") as new:
         for entry in old.infolist():
             new.writestr(entry, pickle.dumps(_Touch()) if entry.filename.endswith("data.pkl") else old.read(entry))
-    made = [("x.pth", "pickle that runs", pickle.dumps(_Touch())), ("x.pth", "zip with such a pickle", evil.getvalue()),
-            ("x.pth", "old pickle", b"cos\nsystem\n(S'touch pwned'\ntR."), ("x.pth", "empty", b""), ("x.pth", "good", good),
-            ("x.pth", "no tensors", _saved({"state_dict": {"a": 5}})), ("x.pth", "a list", _saved([1, 2])),
-            ("x.pth", "keys of numbers", _saved({1: torch.zeros(1)}))]  # fmt: skip
+    made = [
+        ("x.pth", "pickle that runs", pickle.dumps(_Touch())),
+        ("x.pth", "zip with such a pickle", evil.getvalue()),
+        ("x.pth", "old pickle", b"cos\nsystem\n(S'touch pwned'\ntR."),
+        ("x.pth", "empty", b""),
+        ("x.pth", "good", good),
+        ("x.pth", "no tensors", _saved({"state_dict": {"a": 5}})),
+        ("x.pth", "a list", _saved([1, 2])),
+        ("x.pth", "keys of numbers", _saved({1: torch.zeros(1)})),
+    ]
     made += [("x.pth", name, content) for name, content in byte_mutants(good, chance, count // 2, (0, 4, 30, 64))]
     tiny = safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 8)
     made += [("x.safetensors", name, content) for name, content in byte_mutants(tiny, chance, count, (8,))]
@@ -311,6 +413,9 @@ def _saved(value: object) -> bytes:
 
 
 MAKERS: dict[str, Maker] = {
-    "ONNX file": onnx_files, "manifest in ONNX": manifests, "manifest beside a model": sidecars, "weights of a run": weights,
+    "ONNX file": onnx_files,
+    "manifest in ONNX": manifests,
+    "manifest beside a model": sidecars,
+    "weights of a run": weights,
     "pretrained weights": pretrained,
-}  # fmt: skip
+}

@@ -19,25 +19,94 @@ class Raw(str):
 
 
 NASTY_NAMES = (
-    "<script>alert(1)</script>", "a\nb", "a\r\nerror: b", "nul\0byte", "../../etc/passwd", "/etc/passwd", "..", ".", "",
-    " ", "\u202egnp.exe", "\ud800", "\x1b]0;owned\x07", "$(touch pwned)", "`touch pwned`", "; rm -rf ~", "a;b;c", "%s%n",
-    '"quoted"', "'", "\\", "|pipe|", "=1+1", "-rf", "--help", "${HOME}", "$name", "{0}", "x" * 1000, "é" * 1000,
-    "\U0001f600" * 300, "con", "a/b", "[bold]x[/bold]", "]]>", "<!--", "&amp;", "\u2028line", "\ufeffbom", "\ufffe",
-)  # fmt: skip
+    "<script>alert(1)</script>",
+    "a\nb",
+    "a\r\nerror: b",
+    "nul\0byte",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "..",
+    ".",
+    "",
+    " ",
+    "\u202egnp.exe",
+    "\ud800",
+    "\x1b]0;owned\x07",
+    "$(touch pwned)",
+    "`touch pwned`",
+    "; rm -rf ~",
+    "a;b;c",
+    "%s%n",
+    '"quoted"',
+    "'",
+    "\\",
+    "|pipe|",
+    "=1+1",
+    "-rf",
+    "--help",
+    "${HOME}",
+    "$name",
+    "{0}",
+    "x" * 1000,
+    "é" * 1000,
+    "\U0001f600" * 300,
+    "con",
+    "a/b",
+    "[bold]x[/bold]",
+    "]]>",
+    "<!--",
+    "&amp;",
+    "\u2028line",
+    "\ufeffbom",
+    "\ufffe",
+)
 """Class names and texts that somebody might want harm with."""
 
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 5, 8192, -(2**63), 2**64, 10**30, 1.5, -0.5, 1e308, Raw("1e999"), Raw("NaN"),
-    Raw("-Infinity"), Raw("9" * 5000), [], {}, [[]], [None], {"a": 1}, [1, 2, 3], ["x"] * 3, list(range(1000)),
-    Raw("[" * 5000 + "]" * 5000), "text", *NASTY_NAMES[:16], "x" * 100_000,
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    5,
+    8192,
+    -(2**63),
+    2**64,
+    10**30,
+    1.5,
+    -0.5,
+    1e308,
+    Raw("1e999"),
+    Raw("NaN"),
+    Raw("-Infinity"),
+    Raw("9" * 5000),
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": 1},
+    [1, 2, 3],
+    ["x"] * 3,
+    list(range(1000)),
+    Raw("[" * 5000 + "]" * 5000),
+    "text",
+    *NASTY_NAMES[:16],
+    "x" * 100_000,
+)
 
 
 def paths_of(document: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The place of every value in a JSON document, its containers included."""
     yield at
-    children = document.items() if isinstance(document, dict) else enumerate(document[:3]) if isinstance(
-        document, list) else ()  # fmt: skip
+    children = (
+        document.items()
+        if isinstance(document, dict)
+        else enumerate(document[:3])
+        if isinstance(document, list)
+        else ()
+    )
     for key, child in children:
         yield from paths_of(child, (*at, key))
 
@@ -114,8 +183,11 @@ def byte_mutants(
     ends = [at for at in (*boundaries, 0, 1, 4, 8, len(data) // 2, len(data) - 1) if 0 <= at <= len(data)]
     for number in range(count):
         kind = number % 6
-        near = chance.choice(ends) if boundaries and chance.random() < 0.6 else chance.randrange(
-            max(1, min(header, len(data))))  # fmt: skip
+        near = (
+            chance.choice(ends)
+            if boundaries and chance.random() < 0.6
+            else chance.randrange(max(1, min(header, len(data))))
+        )
         if kind == 0:
             cut = chance.choice(ends) if chance.random() < 0.5 else chance.randrange(len(data) + 1)
             yield f"cut at {cut}", data[:cut]

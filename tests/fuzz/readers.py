@@ -103,7 +103,9 @@ def bundle(world: World, model: object, kit: str) -> Action:
 
 def profile(model: object) -> Action:
     """`edgeda profile` of one engine."""
-    return command("profile", str(model), "--engine", "onnxruntime", "--budget", "0.01", "--no-memory", "--threads", "1")
+    return command(
+        "profile", str(model), "--engine", "onnxruntime", "--budget", "0.01", "--no-memory", "--threads", "1"
+    )
 
 
 def prepare(world: World, name: str, path: object) -> Action:

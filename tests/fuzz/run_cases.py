@@ -22,16 +22,42 @@ def on_run(world: World, number: int) -> Action:
 
 
 def _run_case(seeds: Seeds, reader: str, file: str, number: int, name: str, content: bytes) -> Case:
-    return Case(reader, name, content, lambda world: run_like(world, seeds, {file: content}),
-                lambda world: on_run(world, number))  # fmt: skip
+    return Case(
+        reader,
+        name,
+        content,
+        lambda world: run_like(world, seeds, {file: content}),
+        lambda world: on_run(world, number),
+    )
 
 
 def summaries(seeds: Seeds, chance: random.Random, count: int) -> Cases:
     """summary.json."""
     good = json.loads((seeds.run / "summary.json").read_text())
-    named = [(f"names {n}", to_json({**good, "classes": [*NASTY_NAMES[n : n + 4]], "method": NASTY_NAMES[n], "source": NASTY_NAMES[-n], "verdict": {
-              "ship": "adapted", "reason": NASTY_NAMES[n]}}).encode("utf-8", "surrogatepass")) for n in range(0, 24, 4)]  # fmt: skip
-    odd = [("{}", b"{}"), ("[]", b"[]"), ("null", b"null"), ("", b""), ("deep", b"[" * 100_000), ("NaN", b"NaN"), ("utf-16", "{}".encode("utf-16"))]
+    named = [
+        (
+            f"names {n}",
+            to_json(
+                {
+                    **good,
+                    "classes": [*NASTY_NAMES[n : n + 4]],
+                    "method": NASTY_NAMES[n],
+                    "source": NASTY_NAMES[-n],
+                    "verdict": {"ship": "adapted", "reason": NASTY_NAMES[n]},
+                }
+            ).encode("utf-8", "surrogatepass"),
+        )
+        for n in range(0, 24, 4)
+    ]
+    odd = [
+        ("{}", b"{}"),
+        ("[]", b"[]"),
+        ("null", b"null"),
+        ("", b""),
+        ("deep", b"[" * 100_000),
+        ("NaN", b"NaN"),
+        ("utf-16", "{}".encode("utf-16")),
+    ]
     made = [*odd, *named]
     made += list(json_bytes(good, chance, max(0, count - len(made))))
     for number, (name, content) in enumerate(made[:count]):
@@ -41,8 +67,10 @@ def summaries(seeds: Seeds, chance: random.Random, count: int) -> Cases:
 def metrics(seeds: Seeds, chance: random.Random, count: int) -> Cases:
     """metrics.jsonl, in the report."""
     lines = (seeds.run / "metrics.jsonl").read_text().splitlines()
-    made = [(name, "\n".join([*lines[:-1], to_json(changed), lines[-1]]).encode("utf-8", "surrogatepass"))
-            for name, changed in documents(json.loads(lines[-1]), chance, count * 2 // 3)]  # fmt: skip
+    made = [
+        (name, "\n".join([*lines[:-1], to_json(changed), lines[-1]]).encode("utf-8", "surrogatepass"))
+        for name, changed in documents(json.loads(lines[-1]), chance, count * 2 // 3)
+    ]
     made += list(byte_mutants("\n".join(lines).encode(), chance, count - len(made), header=2000))
     for name, content in made[:count]:
         yield _run_case(seeds, "metrics.jsonl", "metrics.jsonl", 0, name, content)
@@ -63,13 +91,22 @@ def checkpoints(seeds: Seeds, chance: random.Random, count: int) -> Cases:
     size = struct.unpack("<Q", data[:8])[0]
     header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
     tree = json.loads(header["__metadata__"]["tree"])
-    made = [("deep", safetensors({**header, "__metadata__": {"tree": "[" * 100_000}}, body)), ("a list", safetensors({**header, "__metadata__": {"tree": "[]"}}, body)),
-            ("a stranger", safetensors({**header, "__metadata__": {"tree": '{"__tensor__": "none"}'}}, body))]  # fmt: skip
-    made += [(name, safetensors({**header, "__metadata__": {"tree": to_json(changed)}}, body)) for name, changed in documents(tree, chance, count // 2)]
-    made += list(byte_mutants(data[: 8 + size] + body[:100_000], chance, count - len(made), (8, 8 + size), header=8 + size))
+    made = [
+        ("deep", safetensors({**header, "__metadata__": {"tree": "[" * 100_000}}, body)),
+        ("a list", safetensors({**header, "__metadata__": {"tree": "[]"}}, body)),
+        ("a stranger", safetensors({**header, "__metadata__": {"tree": '{"__tensor__": "none"}'}}, body)),
+    ]
+    made += [
+        (name, safetensors({**header, "__metadata__": {"tree": to_json(changed)}}, body))
+        for name, changed in documents(tree, chance, count // 2)
+    ]
+    made += list(
+        byte_mutants(data[: 8 + size] + body[:100_000], chance, count - len(made), (8, 8 + size), header=8 + size)
+    )
 
     def act(world: World, number: int) -> Action:
         if number % 4:
+
             def read() -> None:
                 from edgeda.checkpoint import load_checkpoint
 
@@ -85,7 +122,9 @@ def checkpoints(seeds: Seeds, chance: random.Random, count: int) -> Cases:
         shutil.copytree(run, world.out / "run")
 
     for number, (name, content) in enumerate(made[:count]):
-        yield Case("checkpoint", name, content, lambda world, c=content: place(world, c), lambda world, n=number: act(world, n))
+        yield Case(
+            "checkpoint", name, content, lambda world, c=content: place(world, c), lambda world, n=number: act(world, n)
+        )
 
 
 def listings(seeds: Seeds, chance: random.Random, count: int) -> Cases:
@@ -99,8 +138,15 @@ def listings(seeds: Seeds, chance: random.Random, count: int) -> Cases:
         (kit / "a.txt").write_text("mine")
 
     for name, content in json_bytes(good, chance, count // 2):
-        yield Case("kit listing", name, b"kit" + content, lambda world, c=content: place(world, c), lambda world: command(
-            "bundle", str(seeds.model), "--for", "triton", "--out", str(world.out / "triton"), "--overwrite"))  # fmt: skip
+        yield Case(
+            "kit listing",
+            name,
+            b"kit" + content,
+            lambda world, c=content: place(world, c),
+            lambda world: command(
+                "bundle", str(seeds.model), "--for", "triton", "--out", str(world.out / "triton"), "--overwrite"
+            ),
+        )
     state = {"fleet": {"cameras": {"gate": {}}}, "state": "done", "attempts": 1}
 
     def act(world: World) -> Action:
@@ -116,6 +162,9 @@ def listings(seeds: Seeds, chance: random.Random, count: int) -> Cases:
 
 
 MAKERS: dict[str, Maker] = {
-    "summary.json": summaries, "metrics.jsonl": metrics, "recipe of a run": run_recipes, "checkpoint": checkpoints,
+    "summary.json": summaries,
+    "metrics.jsonl": metrics,
+    "recipe of a run": run_recipes,
+    "checkpoint": checkpoints,
     "kit listing, fleet state": listings,
-}  # fmt: skip
+}

@@ -108,9 +108,18 @@ def manifest(classes: tuple[str, ...] | list[str] = CLASSES, size: int = 16) -> 
 
     drift = DriftReference.of(np.random.default_rng(0).random((30, len(STATISTICS))))
     made = Manifest(
-        tuple(classes), Preprocessing(size, "squash", 1.0), "resnet10t", "fp32", (1, None), opset=17,
-        source_run="demo-1", gmacs=0.1, params_m=0.2, drift=drift.to_dict(), tools={"torch": "2"},
-    )  # fmt: skip
+        tuple(classes),
+        Preprocessing(size, "squash", 1.0),
+        "resnet10t",
+        "fp32",
+        (1, None),
+        opset=17,
+        source_run="demo-1",
+        gmacs=0.1,
+        params_m=0.2,
+        drift=drift.to_dict(),
+        tools={"torch": "2"},
+    )
     return json.loads(made.embedded())
 
 
@@ -130,11 +139,12 @@ def onnx_bytes(metadata: dict[str, str] | None = None, classes: int = 4, size: i
         helper.make_node("Gemm", ["features", "w2", "b2"], ["logits"], transB=1),
     ]
     graph = helper.make_graph(
-        nodes, "seed",
+        nodes,
+        "seed",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, size, size])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
         [weights("w1", 8, 3, 3, 3), weights("b1", 8), weights("w2", classes, 8), weights("b2", classes)],
-    )  # fmt: skip
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     for key, value in ({"edgeda": json.dumps(manifest())} if metadata is None else metadata).items():
         model.metadata_props.add(key=key, value=value)
@@ -171,9 +181,19 @@ class Seeds:
 
 def train(tree: Path, out: Path) -> None:
     """A run of a few seconds by the command line: two tiny networks, one epoch, exported as ONNX and OpenVINO."""
-    tiny = {"teacher.backbone": "test_resnet", "student.backbone": "test_resnet", "teacher.pretrained": "none",
-            "student.pretrained": "none", "data.input_size": 32, "data.resize": "squash", "data.crop_pct": 1.0,
-            "data.cache_gb": 0, "train.epochs": 1, "train.batch_size": 4, "train.precision": "fp32"}  # fmt: skip
+    tiny = {
+        "teacher.backbone": "test_resnet",
+        "student.backbone": "test_resnet",
+        "teacher.pretrained": "none",
+        "student.pretrained": "none",
+        "data.input_size": 32,
+        "data.resize": "squash",
+        "data.crop_pct": 1.0,
+        "data.cache_gb": 0,
+        "train.epochs": 1,
+        "train.batch_size": 4,
+        "train.precision": "fp32",
+    }
     changes = [word for key, value in tiny.items() for word in ("--set", f"{key}={value}")]
     data = ["--source", tree, "--target", tree, "--target-test", tree]
     for arguments in (["adapt", *data, *changes, "--out", out], ["export", out, "--onnx", "--openvino"]):
