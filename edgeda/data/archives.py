@@ -15,17 +15,19 @@ from typing import IO
 
 from edgeda.errors import InputError, one_line
 
-
 MOST_ENTRIES = 1_000_000
 DEEPEST = 32
 """Folders within each other."""
 MOST_RATIO, ALWAYS_BYTES = 100, 100 * 2**20
-"""An archive unpacks to at most so many times its own size, or to ALWAYS_BYTES if that is more: images hardly shrink."""
+"""An archive unpacks to at most so many times its size, or to ALWAYS_BYTES if that is more: images hardly shrink."""
 
 
 def is_archive(path: Path) -> bool:
     """Whether a file is a .zip, or a .tar however compressed, by its content."""
-    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    try:
+        return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    except (*DAMAGE, OSError):  # a compressed file that is cut short
+        return False
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -42,8 +44,8 @@ def unpack(archive: Path, folder: Path) -> None:
             room -= size
             if room < 0 or number >= MOST_ENTRIES:
                 raise InputError(
-                    f"{archive} unpacks to more than {MOST_RATIO} times its size, or to more than {MOST_ENTRIES} files: "
-                    "not what a data set does; unpack it yourself and give the folder"
+                    f"{archive} unpacks to more than {MOST_RATIO} times its size, or to more than {MOST_ENTRIES} "
+                    "files, as no data set does; unpack it yourself and give the folder"
                 )
             relative = _inside(name, archive)
             if any(part.startswith(".") or part == "__MACOSX" for part in relative.parts):

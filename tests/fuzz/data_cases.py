@@ -110,7 +110,7 @@ def odd_images() -> dict[str, bytes]:
         "tiff-huge.tiff": b"II*\0\x08\0\0\0\x03\0"
         + struct.pack("<HHIIHHIIHHII", 256, 4, 1, 2**31, 257, 4, 1, 2**31, 273, 4, 2**30, 8)
         + b"\0" * 4,
-        "eps.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n(touch pwned) system\nshowpage\n",
+        "eps.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n",
         "eps.jpg": b"\xc5\xd0\xd3\xc6"
         + struct.pack("<IIIIIIH", 32, 100, 0, 0, 0, 0, 0xFFFF)
         + b"\0\0%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",

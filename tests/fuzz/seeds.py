@@ -164,8 +164,8 @@ class Seeds:
     """A finished run, with its exports."""
 
     @classmethod
-    def make(cls, root: Path, run: Path | None = None) -> Seeds:
-        """Write them below `root`; without a `run`, train one of a tiny backbone on the tree."""
+    def make(cls, root: Path, run: Path | None = None, trained: bool = True) -> Seeds:
+        """Write them below `root`; without a `run`, train one of a tiny backbone on the tree, or make one up."""
         root.mkdir(parents=True, exist_ok=True)
         (root / "model.onnx").write_bytes(onnx_bytes())
         (root / "image.png").write_bytes(image_bytes("png"))
@@ -175,7 +175,7 @@ class Seeds:
             picture(24, number).save(place)
         found = run or root / "run"
         if run is None:
-            train(root / "tree", found)
+            (train if trained else make_up)(root / "tree", found)
         return cls(root / "model.onnx", root / "image.png", root / "tree", found)
 
 
@@ -199,3 +199,48 @@ def train(tree: Path, out: Path) -> None:
     for arguments in (["adapt", *data, *changes, "--out", out], ["export", out, "--onnx", "--openvino"]):
         command = [sys.executable, "-m", "edgeda", *map(str, arguments)]
         subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def make_up(tree: Path, out: Path) -> None:
+    """A run directory as a finished run leaves it, of networks that have learnt nothing; a second instead of many."""
+    from edgeda.checkpoint import save_checkpoint
+    from edgeda.models import Architecture, NetworkCard, build_network, save_network
+    from edgeda.recipe_file import load_recipe
+    from edgeda.runtime.preprocessing import Preprocessing
+
+    data = {f"data.{key}": str(tree) for key in ("source", "target", "target_test")}
+    backbones = {f"{role}.backbone": "test_resnet" for role in ("teacher", "student")}
+    recipe = load_recipe("default", {**data, **backbones, "data.input_size": 32, "data.resize": "squash"})
+    out.mkdir(parents=True)
+    (out / "recipe.yaml").write_text(recipe.to_yaml())
+    network, _ = build_network(Architecture("test_resnet", len(CLASSES)))
+    card = NetworkCard(network.architecture, CLASSES, Preprocessing(32, "squash", 1.0))
+    percent = {"target": {"last": 25.0, "selected": 25.0, "oracle": 25.0}, "source": 25.0}
+    roles = ("student", "teacher", "source_only")
+    for role in roles:
+        save_network(out / f"{role}.safetensors", network.state_dict(), card)
+    summary = {
+        "edgeda": "0.1.0",
+        "method": "kd-uda",
+        "alignment": ["mmd"],
+        "teacher": "test_resnet",
+        "student": "test_resnet",
+        "source": str(tree),
+        "target": str(tree),
+        "classes": list(CLASSES),
+        "seed": 0,
+        "epochs": 1,
+        "skipped": {},
+        "images": {"source": 16, "target": 16, "target_test": 16},
+        "selection": {"rule": "im", "epoch": 1},
+        "accuracy": dict.fromkeys(roles, percent),
+        "verdict": {"ship": "adapted", "reason": "it says more"},
+        "complexity": {role: {"gmacs": 0.1, "gflops": 0.2, "params_m": 0.3} for role in roles},
+        "wall_s": 1.0,
+        "machine": {"cpu": "a", "threads": 1, "memory_gb": 1.0, "os": "b", "python": "3", "gpus": []},
+    }
+    (out / "summary.json").write_text(json.dumps(summary))
+    scores = {"role": "student", "target_accuracy": 25.0, "source_accuracy": 25.0, "scores": {"im": 0.1}}
+    epoch = {"stage": "joint", "epoch": 1, "epochs": 1, "losses": {"total": 1.5}, "networks": {"student": scores}}
+    (out / "metrics.jsonl").write_text((json.dumps(epoch) + "\n") * 2)
+    save_checkpoint(out / "checkpoint", {"fingerprint": "x", "position": [0, 1], "networks": network.state_dict()})
