@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgeda.errors import InputError
+from edgeda.errors import InputError, one_line
 
 FILE = "state.safetensors"
 _TENSOR = "__tensor__"
@@ -61,14 +63,24 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     path = folder / FILE
     if not path.is_file():
         return None
+    with restoring(folder), safe_open(path, framework="pt") as opened:
+        restored = _restore(json.loads((opened.metadata() or {})["tree"]), opened)
+        if not isinstance(restored, dict):
+            raise ValueError("its tree is no mapping")
+        return restored
+
+
+@contextmanager
+def restoring(folder: Path) -> Iterator[None]:
+    """What a checkpoint that is damaged, or was never ours, makes of whoever reads it: InputError."""
     try:
-        with safe_open(path, framework="pt") as opened:
-            tree = json.loads((opened.metadata() or {})["tree"])
-            restored = _restore(tree, opened)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"the checkpoint {path} is damaged ({error}); start again with --overwrite") from error
-    assert isinstance(restored, dict)
-    return restored
+        yield
+    except (
+        SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError,
+    ) as error:  # fmt: skip
+        raise InputError(
+            f"the checkpoint {folder / FILE} is damaged ({one_line(error)}); start again with --overwrite"
+        ) from error
 
 
 def _strip(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -20,7 +20,7 @@ from edgeda.cli_options import Json
 from edgeda.cli_predict import predict
 from edgeda.cli_report import compare, report
 from edgeda.cli_training import AdaptCommand, adapt, benchmark, prune
-from edgeda.console import out, print_result, set_up_logging, silence, stderr, terminal_width
+from edgeda.console import out, print_result, set_up_logging, shown, silence, stderr, terminal_width
 from edgeda.distributed.world import speaks_first, world
 from edgeda.errors import EdgedaError, Interrupted, MissingExtra, from_os_error
 
@@ -37,6 +37,8 @@ app = typer.Typer(
 )
 
 
+MOST_OF_A_LINE = 4000
+"""Characters of an error: a name that somebody made a megabyte long does not fill the terminal."""
 INTERRUPTED = 130
 """What typer makes of Ctrl-C outside training."""
 
@@ -90,7 +92,7 @@ def _one_line(debug: bool) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        stderr.print(str(error), markup=False)
+        stderr.print(shown(str(error)), markup=False)
         sys.exit(error.exit_code)
     except EdgedaError as error:
         _fail(str(error), error.exit_code, debug)
@@ -125,5 +127,5 @@ def _fail(message: str, code: int, debug: bool) -> NoReturn:
     stderr.quiet = False
     if debug:
         traceback.print_exc()
-    stderr.print(f"error: {' '.join(message.split())}", markup=False)
+    stderr.print(f"error: {shown(' '.join(message.split()))[:MOST_OF_A_LINE]}", markup=False)
     sys.exit(code)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edgeda.artifacts import CHECKPOINT, METRICS
-from edgeda.checkpoint import load_checkpoint, save_checkpoint
+from edgeda.checkpoint import load_checkpoint, restoring, save_checkpoint
 from edgeda.data import Domains
 from edgeda.data.prefetch import Prefetched
 from edgeda.distributed.batchnorm import batchnorm_layers
@@ -81,18 +81,20 @@ class Fit:
     def run(self, resume: bool) -> None:
         """Train every stage to its end. Raises Interrupted (state saved) and Diverged (last good state kept)."""
         state = load_checkpoint(self.folder / CHECKPOINT) if resume else None
-        first = self._restore(state) if state else 0
+        with restoring(self.folder / CHECKPOINT):
+            first = self._restore(state) if state else 0
         self._write_metrics()
         with self._stopping_cleanly():
             for index in range(first, len(self.stages)):
                 stage = self.stages[index]
                 if state and index == first:
                     method = stage.build(self.workshop)
-                    method.load_state(state["method"])
-                    torch.set_rng_state(state["rng"])
-                    if state["cuda_rng"]:  # all processes draw the same numbers
-                        torch.cuda.set_rng_state(state["cuda_rng"][0], self.workshop.fabric.device)
-                    self.workshop.fabric.strategy.precision.load_state_dict(state["precision"])
+                    with restoring(self.folder / CHECKPOINT):
+                        method.load_state(state["method"])
+                        torch.set_rng_state(state["rng"])
+                        if state["cuda_rng"]:  # all processes draw the same numbers
+                            torch.cuda.set_rng_state(state["cuda_rng"][0], self.workshop.fabric.device)
+                        self.workshop.fabric.strategy.precision.load_state_dict(state["precision"])
                 elif not self._adopt(index):
                     for role, origin in stage.starts_from.items():
                         if isinstance(origin, Path):  # it was built from that file

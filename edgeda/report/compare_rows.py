@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from edgeda.profiling.subjects import Subject, measure, weights_subject
 from edgeda.report.summary import reference_student
 from edgeda.report.tables import Row
 from edgeda.runtime.backends.engine_file import read_sidecar
+from edgeda.runtime.strict_json import parse_json
 
 NETWORKS = ("teacher", "student", "source_only")
 """Of a run, in the order of its rows."""
@@ -119,7 +119,7 @@ def exported_accuracy(path: Path, summary: Mapping[str, Any]) -> float | None:
         measured = manifest_beside(path)["accuracy"]
         everything = measured["images"] == summary["images"]["target_test"]
         return float(measured["exported"]) if everything else None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
 
 
@@ -135,7 +135,7 @@ def manifest_beside(path: Path) -> dict[str, Any]:
             return {}
     for place in (path.with_name(f"{path.stem}.manifest.json"), path.with_name("manifest.json")):
         try:
-            found = json.loads(place.read_text(encoding="utf-8"))
+            found = parse_json(place.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if not isinstance(found, dict):

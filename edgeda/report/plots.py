@@ -71,7 +71,7 @@ def _over_epochs(summary: Mapping[str, Any], history: History) -> str:
     labelled = any(v.get("target_accuracy") is not None for one in scored for v in one["networks"].values())
     for one in scored:
         for role, values in one["networks"].items():
-            value = values.get("target_accuracy") if labelled else values["scores"]["im"]
+            value = values.get("target_accuracy") if labelled else (values.get("scores") or {}).get("im")
             if value is not None:
                 line = known.setdefault(network_name(role, summary), [])
                 line.append((float(len(line) + 1), float(value)))

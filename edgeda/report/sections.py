@@ -116,7 +116,7 @@ def _per_class(summary: Summary, found: Evidence) -> str:
     test = found.test
     assert test is not None
     assert test.labels is not None
-    classes = test.classes or tuple(summary["classes"])
+    classes = test.classes or tuple(summary.get("classes") or ())
     rows: list[tuple[str, list[float | None]]] = []
     for index, name in enumerate(classes):
         members = test.labels == index
@@ -175,7 +175,7 @@ def samples_section(summary: Summary, found: Evidence) -> str:
     test = found.test
     if not chosen or test is None:
         return ""
-    classes = test.classes or tuple(summary.get("classes", ()))
+    classes = test.classes or tuple(summary.get("classes") or ())
     cards = [_card(summary, found, index, classes) for index in chosen]
     if test.labels is None:
         said = "Images whose predicted class changed come first; their true classes are not known."
@@ -224,7 +224,7 @@ def recipe_section(summary: Summary, found: Evidence, here: dict[str, Any]) -> s
         pairs = {
             "edgeda": summary.get("edgeda"),
             "images": ", ".join(f"{number} {name.replace('_', '-')}" for name, number in counts.items()),
-            "selection": f"{summary['selection']['rule']}, epoch {summary['selection']['epoch']}"
+            "selection": f"{summary['selection'].get('rule')}, epoch {summary['selection'].get('epoch')}"
             if summary.get("selection") else "not known",
             "training": f"{summary.get('wall_s')} s, {summary.get('pairs_per_s')} pairs/s, {summary.get('precision')}",
             "trained on": machine_line(summary["machine"]) if summary.get("machine") else "not known",

@@ -69,13 +69,15 @@ def accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row of `ACCURACY_COLUMNS` for each network of a run."""
     rows = []
     for role, name in {**NAMES, "source_only": reference_name(summary)}.items():
-        found = summary["accuracy"][role]
-        if found["source"] is None:
+        found = (summary.get("accuracy") or {}).get(role) or {}
+        if found.get("source") is None:
             continue
         # a pruned student is smaller than its reference, and may be another network
-        costs = summary["complexity"].get(role) or summary["complexity"].get("student", {})
-        backbone = summary.get(role) or summary["student"]
-        rows.append({"network": f"{name} ({backbone})", **found["target"], "source": found["source"], **costs})
+        costs = (summary.get("complexity") or {}).get(role) or (summary.get("complexity") or {}).get("student") or {}
+        backbone = summary.get(role) or summary.get("student")
+        rows.append(
+            {"network": f"{name} ({backbone})", **(found.get("target") or {}), "source": found["source"], **costs}
+        )
     return rows
 
 
@@ -111,7 +113,7 @@ def verdict_lines(summary: Mapping[str, Any]) -> list[str]:
         return []
     adapted = verdict.get("ship") == "adapted"
     shipped = "adapted student" if adapted else reference_student(summary)
-    lines = [f"verdict (label-free): ship the {shipped}: {verdict['reason']}"]
+    lines = [f"verdict (label-free): ship the {shipped}: {verdict.get('reason')}"]
     contradiction = contradicted(summary)
     return [*lines, contradiction] if contradiction else lines
 
