@@ -78,10 +78,12 @@ def adapt(
         run.path.mkdir(parents=True, exist_ok=True)
         with locked(run.path):
             if not resume:
-                clear(run.path)
+                clear(run.path, overwrite)
             write(run.path / RECIPE, recipe.to_yaml())
             fit = _train(workshop, planned, run, data, origins, watcher, resume, shared)
             return finish(recipe, run, data, networks, fit, origins)
+    except KeyboardInterrupt as error:  # outside the loop, which stops by itself
+        raise KeyboardInterrupt(f"go on with: edgeda adapt --out {run.path} --resume") from error
     except OSError as error:
         raise from_os_error(error, f"writing the run {run.path}") from error
     except RuntimeError as error:

@@ -32,7 +32,7 @@ class Distil(Method):
             source = teacher(batch.source_images) if "source" in self.domains else None
             target = teacher(batch.target_images) if "target" in self.domains else None
         loss, terms = distill(self.workshop, batch, source, target)
-        descend(loss, progress, self.learners["student"])
+        descend(loss, progress, self.learners["student"], terms=terms)
         return detached(terms)
 
 
