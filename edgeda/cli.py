@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from typing import Annotated, NoReturn
@@ -80,11 +82,26 @@ def main() -> None:
     set_up_logging()
     if not world().leads:
         silence()
-    with _one_line(debug):
+    with _one_line(debug), _terminated_like_interrupted():
         code = app(arguments, prog_name="edgeda", standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: what is half-written is removed, and one line is said."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
