@@ -46,10 +46,12 @@ def adapt(
     resume: bool = False,
     overwrite: bool = False,
     shared: Path | None = None,
+    many_targets: bool = False,
 ) -> Record:
     """Run a recipe and return what summary.json holds.
 
-    `shared` is a folder in which runs leave the stages that others have in common with them, and find them.
+    `shared` is a folder in which runs leave the stages that others have in common with them, and find them; with
+    `many_targets` also what runs with other targets can use of a stage that is scored on the target.
     Raises InputError for wrong input (nothing is written), Diverged and Interrupted with the last good
     state kept for `resume`.
     """
@@ -80,7 +82,7 @@ def adapt(
             if not resume:
                 clear(run.path)
             write(run.path / RECIPE, recipe.to_yaml())
-            fit = _train(workshop, planned, run, data, origins, watcher, resume, shared)
+            fit = _train(workshop, planned, run, data, origins, watcher, resume, shared, many_targets)
             return finish(recipe, run, data, networks, fit, origins)
     except OSError as error:
         raise from_os_error(error, f"writing the run {run.path}") from error
@@ -189,6 +191,7 @@ def _train(
     watcher: Watcher,
     resume: bool,
     shared: Path | None,
+    many_targets: bool,
 ) -> Fit:
     recipe = workshop.recipe
     batches = PairedBatches(
@@ -203,7 +206,7 @@ def _train(
     images = _images_digest(data.source, data.source_test, data.target, data.target_test)
     fingerprint = hashlib.sha256(f"{json.dumps(recipe.outcome())}{images}".encode()).hexdigest()
     source_images = _images_digest(data.source, data.source_test)
-    cache = StageCache(shared, recipe, images, source_images, origins) if shared else None
+    cache = StageCache(shared, recipe, images, source_images, origins, many_targets) if shared else None
     depth = recipe.train.prefetch
     feed = Prefetched(batches, PREFETCH[recipe.train.device] if depth is None else depth)
     trackers = Trackers(recipe.train.track)

@@ -11,7 +11,8 @@ import pytest
 from edgeda.errors import InputError, MachineError, MissingExtra
 from edgeda.fleet.recipe import load_fleet
 from edgeda.fleet.report import page, result_of
-from edgeda.fleet.scheduler import Job, _on_node, check_resources, requests
+from edgeda.fleet.cluster import check_resources
+from edgeda.fleet.scheduler import _on_node, requests
 from edgeda.fleet.state import Storage
 from edgeda.methods import stages
 from edgeda.stage_cache import for_any_target
