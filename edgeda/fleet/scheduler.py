@@ -222,5 +222,5 @@ def _on_node(function: Function, version: str, work: Record) -> Record:
         reason = one_line(from_os_error(error, "working"))
     except Exception as error:  # noqa: BLE001 - a bug in one run must not stop the others
         reason = f"internal error: {type(error).__name__}: {one_line(error)}"
-    where = "" if node == work["driver"] else f"on node {node}: "
+    where = "" if node == work["driver"] or f"on node {node}" in reason else f"on node {node}: "
     return {"status": "failed", "reason": where + reason}

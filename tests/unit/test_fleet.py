@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from edgeda.errors import InputError, MachineError, MissingExtra
+from edgeda.fleet.cluster import check_resources
 from edgeda.fleet.recipe import load_fleet
 from edgeda.fleet.report import page, result_of
-from edgeda.fleet.cluster import check_resources
 from edgeda.fleet.scheduler import _on_node, requests
 from edgeda.fleet.state import Storage
 from edgeda.methods import stages
