@@ -1,10 +1,11 @@
-"""A fleet of small cameras on Ray against separate `adapt` runs on the same two cores; prints the ratio of wall times.
+"""A fleet of small cameras on Ray against separate `adapt` runs on the same cores; prints the ratio of wall times.
 
-    python benchmarks/fleet.py [--cameras 12] [--costs-to costs.json]
+    python benchmarks/fleet.py [--cameras 12] [--cores 2] [--costs-to costs.json]
 
-The cameras are built-in digits under different lights, blurs and rotations, written as folders. Separate runs are two
-processes of one thread at a time, so that what is gained comes from what is shared, not from idle cores. A second, half
-as large fleet on one worker checks what `fleet_growth.py` says from the costs of the first; `--costs-to` keeps them.
+The cameras are built-in digits under different lights, blurs and rotations, written as folders. Separate runs are as
+many processes of one thread at a time as there are cores, so that what is gained comes from what is shared, not from
+idle cores. A second, half as large fleet on one worker checks what `fleet_growth.py` says from the costs of the first;
+`--costs-to` keeps them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from fleet_growth import Costs, wall_s
 
-CORES = 2
 EMPTY = 300
 """Jobs without work, from which the driver's own time for each is taken."""
 TINY = {
@@ -111,12 +111,12 @@ def stored_mb(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
-def measure(cameras: int, keep: Path | None) -> None:
+def measure(cameras: int, cores: int, keep: Path | None) -> None:
     """Both ways, exports included, the ratio, and the costs."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write_images(root, cameras)
-        together, result = run_fleet(root, "fleet", cameras, CORES)
+        together, result = run_fleet(root, "fleet", cameras, cores)
         pairs = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
 
         def separate(camera: str) -> None:
@@ -129,7 +129,7 @@ def measure(cameras: int, keep: Path | None) -> None:
 
         names = [row["camera"] for row in result["cameras"]]
         began = time.monotonic()
-        with ThreadPoolExecutor(CORES) as pool:
+        with ThreadPoolExecutor(cores) as pool:
             list(pool.map(separate, names))
         apart = time.monotonic() - began
         same = all(
@@ -137,7 +137,7 @@ def measure(cameras: int, keep: Path | None) -> None:
             == (root / "separate" / camera / "student.safetensors").read_bytes()
             for camera in names
         )
-        print(f"{cameras} cameras on {CORES} cores: fleet {together:.1f} s, separate runs {apart:.1f} s: "
+        print(f"{cameras} cameras on {cores} cores: fleet {together:.1f} s, separate runs {apart:.1f} s: "
               f"{100 * together / apart:.0f} % of their wall time")  # fmt: skip
         print(f"students equal bit for bit: {same}", flush=True)
 
@@ -151,7 +151,7 @@ def measure(cameras: int, keep: Path | None) -> None:
             shared_mb=stored_mb(root / "fleet" / ".shared"), state_kb=states / cameras,
             message_kb=len(pickle.dumps(work)) / 1000,
         )  # fmt: skip
-        known = known.starting_in(max(0.0, together - wall_s(known, cameras, CORES)))
+        known = known.starting_in(max(0.0, together - wall_s(known, cameras, cores)))
         print("costs:", json.dumps(known.__dict__))
         half = max(2, cameras // 2)
         alone, _ = run_fleet(root, "half", half, 1)
@@ -166,9 +166,13 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cameras", type=int, default=12)
+    parser.add_argument("--cores", type=int, default=2, help="Workers, and separate runs at a time.")
+    parser.add_argument("--warmup-epochs", type=int, default=TINY["train.warmup_epochs"])
+    parser.add_argument("--epochs", type=int, default=TINY["train.epochs"])
     parser.add_argument("--costs-to", type=Path, metavar="FILE", help="Keep the costs for fleet_growth.py.")
     arguments = parser.parse_args()
-    measure(arguments.cameras, arguments.costs_to)
+    TINY.update({"train.warmup_epochs": arguments.warmup_epochs, "train.epochs": arguments.epochs})
+    measure(arguments.cameras, arguments.cores, arguments.costs_to)
 
 
 if __name__ == "__main__":
