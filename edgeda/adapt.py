@@ -58,10 +58,12 @@ def adapt(
     resume: bool = False,
     overwrite: bool = False,
     shared: Path | None = None,
+    many_targets: bool = False,
 ) -> Record:
     """Run a recipe and return what summary.json holds.
 
-    `shared` is a folder in which runs leave the stages that others have in common with them, and find them.
+    `shared` is a folder in which runs leave the stages that others have in common with them, and find them; with
+    `many_targets` also, on one device, what runs with other targets can use of a stage that is scored on the target.
     Raises InputError for wrong input (nothing is written), Diverged and Interrupted with the last good
     state kept for `resume`.
     """
@@ -85,12 +87,14 @@ def adapt(
     with joined(device) as group:
         run = RunDirectory(Path(group.decide(lambda: str(claim(out, recipe, resume, overwrite)))))
         with _in_plain_words(run, recipe):
-            return _run(recipe, planned, run, watcher if group.leads else Deaf(), resume, overwrite, shared, group)
+            return _run(
+                recipe, planned, run, watcher if group.leads else Deaf(), resume, overwrite, shared, many_targets, group
+            )
 
 
 def _run(
     recipe: Recipe, planned: list[Stage], run: RunDirectory, watcher: Watcher, resume: bool, overwrite: bool,
-    shared: Path | None, group: Group,
+    shared: Path | None, many_targets: bool, group: Group,
 ) -> Record:  # fmt: skip
     """One process's part of a run; the first one writes, and returns the summary."""
     data = group.leader_first(lambda: load_domains(recipe.data, SquareCache(recipe.data.cache_bytes)))
@@ -115,7 +119,7 @@ def _run(
                 if not resume:
                     clear(run.path, overwrite)
                 write(run.path / RECIPE, recipe.to_yaml())
-        fit = _train(workshop, planned, run, data, origins, watcher, resume, shared)
+        fit = _train(workshop, planned, run, data, origins, watcher, resume, shared, many_targets)
         return finish(recipe, run, data, networks, fit, origins) if group.leads else {}
 
 
@@ -238,6 +242,7 @@ def _train(
     watcher: Watcher,
     resume: bool,
     shared: Path | None,
+    many_targets: bool,
 ) -> Fit:
     recipe = workshop.recipe
     batches = PairedBatches(
@@ -253,7 +258,11 @@ def _train(
     images = _images_digest(data.source, data.source_test, data.target, data.target_test)
     fingerprint = hashlib.sha256(f"{json.dumps(recipe.outcome())}{images}".encode()).hexdigest()
     source_images = _images_digest(data.source, data.source_test)
-    cache = StageCache(shared, recipe, images, source_images, origins) if shared else None
+    cache = (
+        StageCache(shared, recipe, images, source_images, origins, many_targets and workshop.group.size == 1)
+        if shared
+        else None
+    )
     depth = recipe.train.prefetch
     feed = Prefetched(batches, PREFETCH[recipe.train.device] if depth is None else depth)
     trackers = Trackers(recipe.train.track if workshop.group.leads else ())

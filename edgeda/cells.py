@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from edgeda.run_folder import LOCK, is_vacant
 
 NOT_COMPARED = ("name", "train.threads", "train.checkpoint_minutes", "train.devices")
 """Keys that do not say what a run's result is."""
+ORPHAN_S = 60.0
+"""Seconds in which a worker whose node or driver has died ends, too."""
 
 
 def differences(folder: Path, recipe: Recipe) -> list[tuple[str, Any, Any]]:
@@ -73,3 +76,10 @@ def is_training(folder: Path) -> bool:
         return False
     with holding(folder / LOCK) as free:
         return not free
+
+
+def until_free(folder: Path, seconds: float = ORPHAN_S) -> None:
+    """Wait until no process holds a run directory: one whose node was lost may outlive it for a moment."""
+    until = time.monotonic() + seconds
+    while is_training(folder) and time.monotonic() < until:
+        time.sleep(0.1)

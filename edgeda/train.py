@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 import time
@@ -32,6 +33,8 @@ from edgeda.stage_cache import StageCache
 from edgeda.tracking import Trackers
 from edgeda.watching import Record as Record
 from edgeda.watching import Watcher as Watcher
+
+log = logging.getLogger(__name__)
 
 
 class Fit:
@@ -125,7 +128,7 @@ class Fit:
         stage = self.stages[index]
         own = {id(parameter) for role in stage.trains for parameter in self._weights(role).parameters()}
         moved = {id(parameter) for learner in method.learners.values() for parameter in learner.parameters}
-        if self.cache and moved <= own and self.group.leads:
+        if self.cache and moved <= own and self.group.leads and not self._by_epoch(index):
             outcome = {
                 "networks": {role: self._weights(role).state_dict() for role in stage.trains},
                 "best": {role: self.best[role] for role in stage.scores},
@@ -133,8 +136,45 @@ class Fit:
             }
             self.cache.save(self.stages, index, outcome)
 
+    def _by_epoch(self, index: int) -> bool:
+        """Whether a stage is shared epoch by epoch rather than as it ended."""
+        weights = [self._weights(role).state_dict() for role in self.stages[index].trains]
+        size = sum(value.nbytes for state in weights for value in state.values())
+        return self.cache is not None and self.cache.by_epoch(self.stages, index, size)
+
+    def _share_epoch(self, index: int, epoch: int) -> None:
+        """Leave an epoch to runs with other targets, which score it for themselves."""
+        if self.cache and self._by_epoch(index):
+            weights = {role: self._weights(role).state_dict() for role in self.stages[index].trains}
+            self.cache.save_epoch(self.stages, index, epoch, {"networks": weights, "line": self.history[-1]})
+
+    def _adopt_epochs(self, index: int) -> bool:
+        """Take over the epochs of a stage that a run with another target has trained; select among them anew."""
+        stage = self.stages[index]
+        epochs = self.cache.load_epochs(self.stages, index) if self.cache else None
+        if epochs is None:
+            return False
+        before = len(self.history)
+        try:
+            for epoch, outcome in enumerate(epochs, 1):
+                for role, weights in outcome["networks"].items():
+                    self._weights(role).load_state_dict(weights)
+                scored = {role: self._score(role, stage, epoch) for role in stage.scores}
+                self.history.append({**outcome["line"], "networks": scored, "shared": True})
+        except InputError as error:  # Diverged too: then this run says it of its own training
+            log.warning("a stage shared with other cameras is trained again: %s", error)
+            del self.history[before:]
+            for role in stage.scores:
+                self.best.pop(role, None)
+            return False
+        self.position = (index + 1, 0)
+        self._write_metrics()
+        return True
+
     def _adopt(self, index: int) -> bool:
         """Take a stage over that another run has finished; its time does not count as this run's."""
+        if self._by_epoch(index):
+            return self._adopt_epochs(index)
         cache = self.cache
         if cache is None:
             return False
@@ -175,6 +215,7 @@ class Fit:
                 self._stop_clock()
                 with self._explained(stage, step):
                     self._epoch(stage, (step + 1) // per_epoch)
+                self._share_epoch(index, (step + 1) // per_epoch)
                 self._resume_clock()
             if (
                 stop
