@@ -83,19 +83,20 @@ class ImageFiles(Source):
 
 
 class VideoFile(Source):
-    """Every frame of a video file, through OpenCV."""
+    """Every frame of a video file, through OpenCV; `threads` decode it, 0: as many as OpenCV thinks best."""
 
     channels = "bgr"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int = 0) -> None:
         super().__init__(str(path))
         self.path = path
+        self.threads = threads
 
     def frames(self, stopped: Stopped) -> Iterator[Frame]:
         cv2 = open_cv()
         if not self.path.is_file():
             raise InputError(f"no such video: {self.path}")
-        capture = cv2.VideoCapture(str(self.path))
+        capture = self._open(cv2)
         try:
             announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
             rate = float(capture.get(cv2.CAP_PROP_FPS)) if capture.isOpened() else 0.0
@@ -115,6 +116,13 @@ class VideoFile(Source):
             raise InputError(f"no frames can be read from the video {self.path}: is it whole?")
         if index < announced * (1 - _SHORT_BY) - 1:
             self.notes.append(f"{self.path} ends after {index} of about {announced} frames: truncated?")
+
+    def _open(self, cv2: Any) -> Any:
+        if self.threads:
+            capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, self.threads])
+            if capture.isOpened():
+                return capture
+        return cv2.VideoCapture(str(self.path))  # an OpenCV without FFmpeg knows no such setting
 
 
 class Stream(Source):
