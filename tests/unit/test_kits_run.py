@@ -16,7 +16,9 @@ import pytest
 
 from edgeda.bundling import bundle
 from edgeda.bundling.wheel import WHEEL
+from edgeda.errors import InputError
 from edgeda.runtime import Classifier
+from edgeda.runtime.backends import read_manifest
 from tests.unit.test_bundling import NASTY, write_model
 
 
