@@ -32,8 +32,9 @@ def predict(
         Path | None, typer.Option(help="Folder for annotated images and videos; must be new or empty.")
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(help="Most frames that go through the network together; none waits for others.", min=1)
-    ] = 1,
+        int | None,
+        typer.Option(help="Most frames that go through the network together; none waits. Default: 4 of files.", min=1),
+    ] = None,
     top_k: Annotated[int, typer.Option(help="Classes in each line, the likeliest first.", min=1)] = 1,
     engine: Annotated[
         str | None, typer.Option(help="onnxruntime or openvino; default: the one that is faster here.")
