@@ -45,7 +45,7 @@ def machine(root: Path = ROOT) -> dict[str, Any]:
 def machine_line(described: dict[str, Any] | None = None) -> str:
     """`machine()` in one short line, for under a table."""
     facts = machine() if described is None else described
-    parts = [str(facts["jetson"] or facts["cpu"]), f"{facts['threads']} threads"]
+    parts = [str(facts["jetson"] or facts["cpu"]), f"{facts['threads']} thread{'' if facts['threads'] == 1 else 's'}"]
     if facts["memory_gb"]:
         parts.append(f"{facts['memory_gb']:.0f} GB")
     parts += [gpu["name"] for gpu in facts["gpus"][:1]]
