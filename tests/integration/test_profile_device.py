@@ -97,6 +97,8 @@ def test_no_python_an_old_one_or_nothing_installed_there(command, remote: Sshd, 
     no_engine = python_without(tmp_path / "engine", "onnxruntime", "openvino")
     code, said = refused(command, path, remote, "--remote-python", no_engine)
     assert (code, "-m pip install onnxruntime" in said) == (3, True)
+    code, said = refused(command, path, remote, "--engine", "onnxruntime-coreml", "--remote-python", sys.executable)
+    assert (code, "ONNX Runtime of this machine has no CoreMLExecutionProvider for small.onnx" in said) == (3, True)
     old = python_without(tmp_path / "old")
     with (tmp_path / "old/site/sitecustomize.py").open("a") as hook:
         hook.write("sys.version_info = (3, 8, 10)\n")
@@ -157,8 +159,9 @@ def test_a_full_disk_there(command, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             path = small_classifier(tmp_path / "small.onnx")
             with path.open("ab") as stream:  # an unknown field of the format, which readers skip
                 stream.write(b"\xa2\x7d\x80\x80\x14" + bytes(20 * 2**14))
-            ran = command("profile", path, "--device", server.url)
-            assert ran.code == 3
+            python = python_without(tmp_path / "device", *BLOCKED)
+            ran = command("profile", path, "--device", server.url, "--remote-python", python)
+            assert ran.code == (3 if size_kb < 100 else 2)
             assert "disk is full" in ran.error
             assert list(disk.iterdir()) == []
     finally:
@@ -172,5 +175,7 @@ def test_what_cannot_run_there_is_said_before_connecting(command, tmp_path: Path
     (run / "recipe.yaml").write_text("{}")
     ran = command("profile", run, *down)
     assert (ran.code, "has no exports, and a device has no torch" in ran.error) == (2, True)
+    ran = command("profile", small_classifier(tmp_path / "small.onnx"), "--engine", "onnxruntimes", *down)
+    assert (ran.code, "did you mean 'onnxruntime'" in ran.error) == (2, True)
     ran = command("profile", "r18", *down)
     assert (ran.code, "no such model: r18" in ran.error) == (2, True)
