@@ -29,8 +29,10 @@ _CANNOT_EXECUTE, _NOT_FOUND = 126, 127
 
 # Runs in any Python 3, old ones included, so that an old one is told in words.
 _MAIN = """import json, os, sys
-# Engines leave files in the temporary folder: they go with the rest.
-os.environ["TMPDIR"] = os.path.dirname(os.path.abspath(sys.argv[0]))
+# Engines leave files in the temporary folder and in the user's cache: they go with the rest.
+for place in ("TMPDIR", "XDG_CACHE_HOME"):
+    os.environ[place] = os.path.dirname(os.path.abspath(sys.argv[0]))
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 def stop(text):
     print(json.dumps({"error": text, "exit_code": 3}))
     sys.exit(0)
