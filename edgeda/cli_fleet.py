@@ -50,13 +50,13 @@ def fleet(
         raise InputError("--workers is for a Ray on this machine; leave it out with --address")
     if recipe is None and not (status and (state or out_)):
         raise InputError("FLEET.yaml is missing; it names the source and the cameras (--status needs --state or --out)")
-    require("torch", "train", "a fleet")
     from edgeda.fleet import fleet as run_fleet
     from edgeda.fleet import fleet_status
 
     if status or recipe is None or out_ is None:
         result = fleet_status(state or default_place(out_ or Path()))
     else:
+        require("torch", "train", "a fleet")
         result = run_fleet(recipe, out_, state=state, workers=workers, address=address, check_drift=check_drift)
     print_result(json_, result, lambda: fleet_text(result, terminal_width()))
     if result["counts"].get("failed"):

@@ -7,13 +7,15 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeda.cells import holding
 from edgeda.errors import InputError, Interrupted, from_os_error
 from edgeda.fleet.recipe import FleetRecipe
 from edgeda.fleet.report import result_of, write_report
 from edgeda.fleet.state import FLEET, Storage, camera_key, default_place
+
+if TYPE_CHECKING:
+    from edgeda.fleet.plan import Plan
 
 __all__ = ["fleet", "fleet_status"]
 
@@ -43,6 +45,7 @@ def fleet(
     Raises InputError for a wrong request and for runs that another recipe made, MachineError for a cluster that lacks
     what is asked for (before anything is trained), and Interrupted on Ctrl-C.
     """
+    from edgeda.cells import holding
     from edgeda.fleet.plan import Plan
 
     out = out.absolute()
@@ -60,7 +63,7 @@ def fleet(
         return _run(plan, workers, address, check_drift)
 
 
-def _run(plan: Any, workers: int | None, address: str | None, check_drift: bool) -> Record:
+def _run(plan: Plan, workers: int | None, address: str | None, check_drift: bool) -> Record:
     from edgeda.fleet.cluster import cluster
 
     recipe, out, storage = plan.recipe, plan.out, plan.storage
@@ -88,7 +91,7 @@ def _run(plan: Any, workers: int | None, address: str | None, check_drift: bool)
     return write_report(out, fleet_status(storage.place))
 
 
-def _jobs(plan: Any, ray: Any, check_drift: bool) -> None:
+def _jobs(plan: Plan, ray: Any, check_drift: bool) -> None:
     from edgeda.fleet.scheduler import Job, run_jobs
 
     storage = plan.storage

@@ -79,7 +79,7 @@ def _note(record: Record) -> str:
             0, f"served by {group['of']}'s student (distance {group['distance']}, cost {group['cost']} points)"
         )
     elif group:
-        parts.append(f"looks like {group['of']}, whose student would cost {group['cost']} points")
+        parts.append(f"looks like {group['of']}, whose student does not suit it (cost {group['cost']} points)")
     if drift and drift["drifted"]:
         parts.insert(0, f"drifted by {drift['when']}: {drift['statistic']} {drift['distance']:.2f} apart, more than "
                         f"{drift['threshold']:.2f}: adapt it again")  # fmt: skip

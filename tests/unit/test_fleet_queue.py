@@ -20,6 +20,10 @@ class RayError(Exception):
     """Ray's own."""
 
 
+class Killed(BaseException):
+    """What a job raises whose process is to die."""
+
+
 class FakeRay:
     """One node; jobs are run in the order in which they were handed over, the newest of those at work last."""
 
@@ -56,8 +60,8 @@ class FakeRay:
         for reference in ready:
             try:
                 self.results[reference] = self.calls.pop(reference)()
-            except RayError as error:
-                self.results[reference] = error
+            except Killed:
+                self.results[reference] = RayError("the worker died")
         return ready, references[num_returns:]
 
     def get(self, reference: int) -> Any:
@@ -125,7 +129,7 @@ def test_a_process_that_dies_is_tried_again_and_no_more_than_asked_for():
     deaths = []
 
     def dies(work: Record) -> Record:
-        raise RayError("killed")
+        raise Killed
 
     jobs = [Job("a", {}, dies), Job("b", {}, done, after="a")]
     seen = run(FakeRay(), jobs, retries=2, crashed=lambda job, attempt: deaths.append(attempt))
@@ -162,7 +166,7 @@ def test_a_node_with_another_edgeda_is_named_before_work_is_sent(monkeypatch: py
 @pytest.mark.parametrize(
     "message",
     [
-        "Version mismatch: The cluster was started with:\n    Ray: 2.0\n    Python: 3.10.1\nThis process:\n Python: 3.11",
+        "Version mismatch: The cluster was started with:\n    Ray: 2.0\n    Python: 3.10.1\nThis process: 3.11",
         "Failed to connect to GCS at 10.0.0.5:6379",
     ],
 )
