@@ -85,12 +85,12 @@ def adapt(
     with joined(device) as group:
         run = RunDirectory(Path(group.decide(lambda: str(claim(out, recipe, resume, overwrite)))))
         with _in_plain_words(run, recipe):
-            return _run(recipe, planned, run, watcher if group.leads else Deaf(), resume, shared, group)
+            return _run(recipe, planned, run, watcher if group.leads else Deaf(), resume, overwrite, shared, group)
 
 
 def _run(
-    recipe: Recipe, planned: list[Stage], run: RunDirectory, watcher: Watcher, resume: bool, shared: Path | None,
-    group: Group,
+    recipe: Recipe, planned: list[Stage], run: RunDirectory, watcher: Watcher, resume: bool, overwrite: bool,
+    shared: Path | None, group: Group,
 ) -> Record:  # fmt: skip
     """One process's part of a run; the first one writes, and returns the summary."""
     data = group.leader_first(lambda: load_domains(recipe.data, SquareCache(recipe.data.cache_bytes)))
@@ -113,7 +113,7 @@ def _run(
                 run.path.mkdir(parents=True, exist_ok=True)
                 lock.enter_context(locked(run.path))
                 if not resume:
-                    clear(run.path)
+                    clear(run.path, overwrite)
                 write(run.path / RECIPE, recipe.to_yaml())
         fit = _train(workshop, planned, run, data, origins, watcher, resume, shared)
         return finish(recipe, run, data, networks, fit, origins) if group.leads else {}
@@ -125,6 +125,8 @@ def _in_plain_words(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
     count = recipe.train.batch_size
     try:
         yield
+    except KeyboardInterrupt as error:  # outside the loop, which stops by itself
+        raise KeyboardInterrupt(f"go on with: edgeda adapt --out {run.path} --resume") from error
     except OSError as error:
         raise from_os_error(error, f"working on the run {run.path}") from error
     except WorkerLost as error:

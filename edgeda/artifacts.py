@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeda.errors import InputError, user_path
+from edgeda.errors import InputError, from_os_error, one_line, user_path
+from edgeda.run_records import check_summary
+from edgeda.runtime.strict_json import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class RunDirectory:
         return self.path / "exports"
 
     def summary(self) -> dict[str, Any]:
-        """The parsed summary.json; InputError when the run is not finished."""
+        """The parsed summary.json; InputError when the run is not finished, or its values are of the wrong kind."""
         path = self.path / SUMMARY
         if not path.is_file():
             hint = (
@@ -46,11 +47,15 @@ class RunDirectory:
             )
             raise InputError(f"the run {self.path} has no {SUMMARY}: it has not finished{hint}")
         try:
-            parsed = json.loads(path.read_text(encoding="utf-8"))
+            parsed: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise from_os_error(error, "reading the run's summary") from error
         except ValueError as error:
-            raise InputError(f"{path} is not JSON: {error}") from error
-        if not isinstance(parsed, dict):
-            raise InputError(f"{path} is not a JSON object")
+            raise InputError(f"{path} is not JSON: {one_line(error)}") from error
+        try:
+            check_summary(parsed)
+        except ValueError as error:
+            raise InputError(f"{path} is not a run's summary: {one_line(error)}") from error
         return parsed
 
 

@@ -13,7 +13,7 @@ from edgeda.methods import ALIASES, stages
 from edgeda.models import backbone_name
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
-from edgeda.run_folder import LOCK
+from edgeda.run_folder import LOCK, is_vacant
 
 NOT_COMPARED = ("name", "train.threads", "train.checkpoint_minutes", "train.devices")
 """Keys that do not say what a run's result is."""
@@ -50,7 +50,7 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
 
 def sweep(folder: Path) -> None:
     """Empty a run directory whose process died before it wrote its recipe."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, f"{RECIPE}.part"}:
+    if folder.is_dir() and is_vacant(folder):
         for path in list(folder.iterdir()):
             path.unlink()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from typing import Annotated, NoReturn
@@ -20,7 +22,7 @@ from edgeda.cli_options import Json
 from edgeda.cli_predict import predict
 from edgeda.cli_report import compare, report
 from edgeda.cli_training import AdaptCommand, adapt, benchmark, prune
-from edgeda.console import out, print_result, set_up_logging, silence, stderr, terminal_width
+from edgeda.console import out, print_result, set_up_logging, shown, silence, stderr, terminal_width
 from edgeda.distributed.world import speaks_first, world
 from edgeda.errors import EdgedaError, Interrupted, MissingExtra, from_os_error
 
@@ -37,6 +39,8 @@ app = typer.Typer(
 )
 
 
+MOST_OF_A_LINE = 4000
+"""Characters of an error: a name that somebody made a megabyte long does not fill the terminal."""
 INTERRUPTED = 130
 """What typer makes of Ctrl-C outside training."""
 
@@ -78,7 +82,7 @@ def main() -> None:
     set_up_logging()
     if not world().leads:
         silence()
-    with _one_line(debug):
+    with _one_line(debug), _terminated_like_interrupted():
         code = app(arguments, prog_name="edgeda", standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
@@ -86,11 +90,26 @@ def main() -> None:
 
 
 @contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: what is half-written is removed, and one line is said."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def _one_line(debug: bool) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        stderr.print(str(error), markup=False)
+        stderr.print(shown(str(error)), markup=False)
         sys.exit(error.exit_code)
     except EdgedaError as error:
         _fail(str(error), error.exit_code, debug)
@@ -125,5 +144,5 @@ def _fail(message: str, code: int, debug: bool) -> NoReturn:
     stderr.quiet = False
     if debug:
         traceback.print_exc()
-    stderr.print(f"error: {' '.join(message.split())}", markup=False)
+    stderr.print(f"error: {shown(' '.join(message.split()))[:MOST_OF_A_LINE]}", markup=False)
     sys.exit(code)

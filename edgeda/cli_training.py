@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +12,7 @@ from typer.core import TyperCommand
 
 from edgeda.cli_options import Json
 from edgeda.console import TrainingDisplay, print_result, terminal_width
-from edgeda.errors import InputError, require
+from edgeda.errors import InputError, Interrupted, require
 
 
 class AdaptCommand(TyperCommand):
@@ -141,10 +143,19 @@ def adapt(
         resolved = adapt_recipe(recipe, options, set_ or [], out_, resume)
     display = TrainingDisplay()
     try:
-        summary = run_adapt(resolved, out_, display, resume=resume, overwrite=overwrite)
+        with _saying_how_to_go_on():
+            summary = run_adapt(resolved, out_, display, resume=resume, overwrite=overwrite)
     finally:
         display.close()
     print_result(json_, summary, lambda: summary_text(summary))
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"stopped; {error}" if str(error) else "stopped before anything was written") from None
 
 
 def prune(
@@ -183,7 +194,8 @@ def prune(
     resolved = prune_recipe(find_run(model), role, options, set_ or [], out_)
     display = TrainingDisplay()
     try:
-        summary = run_adapt(resolved, out_, display, overwrite=overwrite)
+        with _saying_how_to_go_on():
+            summary = run_adapt(resolved, out_, display, overwrite=overwrite)
     finally:
         display.close()
     print_result(json_, summary, lambda: summary_text(summary))

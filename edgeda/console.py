@@ -22,7 +22,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        stderr.print(prefix + record.getMessage(), markup=False)
+        stderr.print(prefix + shown(record.getMessage()).replace("\n", " "), markup=False)
 
 
 def set_up_logging() -> None:
@@ -96,10 +96,23 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def shown(text: str) -> str:
+    """Text as a terminal may have it: what is not printable, line breaks aside, is escaped.
+
+    Class names and file names come from others: a terminal obeys escape characters, shows text backwards after U+202E,
+    and cannot take the stray bytes of a file name that is not UTF-8.
+    """
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 def out(text: str) -> None:
     """Print a result on stdout."""
     if sys.stdout is not None and not stderr.quiet:  # None: closed with >&-
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(shown(text) + "\n")
         sys.stdout.flush()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from edgeda.artifacts import CHECKPOINT, ROLES, RunDirectory
-from edgeda.checkpoint import load_checkpoint
+from edgeda.checkpoint import load_checkpoint, restoring
 from edgeda.data import Domains
 from edgeda.errors import InputError
 from edgeda.methods import Stage
@@ -37,8 +37,9 @@ def first_networks(
         part = recipe.teacher if role == "teacher" else recipe.student
         architecture = Architecture(part.backbone, len(data.classes), part.bottleneck)
         first = "none" if state or role == "source_only" or not leads else part.pretrained
-        if state and role in state.get("architectures", {}):  # pruning changes shapes on the way
-            architecture = Architecture(**state["architectures"][role])
+        if resumed and state and role in state.get("architectures", {}):  # pruning changes shapes on the way
+            with restoring(resumed.path / CHECKPOINT):
+                architecture = Architecture(**state["architectures"][role])
         if role in files and not state:
             network, origins[role] = _load_start(files[role], part if role != "source_only" else None, data)
         else:
@@ -46,7 +47,7 @@ def first_networks(
         networks[role] = network.to(memory_format=torch.channels_last)
     if "source_only" in origins and "source_only" not in files:
         origins["source_only"] = origins.get("student", "from scratch")
-    return networks, state["origins"] if state else origins
+    return networks, dict(state.get("origins") or {}) if state else origins
 
 
 def _load_start(path: Path, wanted: NetworkRecipe | None, data: Domains) -> tuple[Network, str]:

@@ -7,19 +7,22 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
+import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgeda.channels import narrow_to
 from edgeda.checkpoint import write_safetensors
-from edgeda.errors import InputError, did_you_mean
+from edgeda.errors import InputError, did_you_mean, one_line
 from edgeda.outputs import Output as Output
 from edgeda.pretrained import obtain_backbone
 from edgeda.runtime.preprocessing import Preprocessing
+from edgeda.runtime.strict_json import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,26 @@ class NetworkCard:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     role: str = "student"
+
+
+class _StoredArchitecture(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    backbone: str = Field(max_length=200)
+    classes: int = Field(ge=1, le=1_000_000)
+    bottleneck: int = Field(default=0, ge=0, le=8192)
+    channels: dict[str, int] = Field(default_factory=dict)
+
+
+class StoredCard(BaseModel):
+    """A card as JSON, from a file that may be anybody's."""
+
+    model_config = ConfigDict(strict=True)
+
+    architecture: _StoredArchitecture
+    classes: Annotated[tuple[str, ...], Field(strict=False)]
+    preprocessing: dict[str, Any]
+    role: str
 
 
 class Network(nn.Module):
@@ -128,6 +151,27 @@ def build_network(architecture: Architecture, pretrained: str = "none") -> tuple
     return network, origin
 
 
+def _check_shapes(path: Path, architecture: Architecture) -> None:
+    """InputError unless the tensors in a file are those of the architecture it names.
+
+    Compared on torch's meta device first: a file of a kilobyte can name a network of many gigabytes.
+    """
+    try:
+        with torch.device("meta"):
+            skeleton, _ = build_network(architecture)
+    except (RuntimeError, NotImplementedError):  # this backbone computes with its weights while it is built
+        return
+    with safe_open(path, framework="pt") as opened:
+        found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no dict
+    wanted = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}
+    if found != wanted:
+        differ = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise InputError(
+            f"{len(differ)} of its tensors do not fit their own description ({architecture.backbone}), the first is "
+            f"'{differ[0][:80]}'"
+        )
+
+
 def parameters_m(network: nn.Module) -> float:
     """Parameters in millions."""
     return sum(parameter.numel() for parameter in network.parameters()) / 1e6
@@ -152,21 +196,26 @@ def read_card(path: Path) -> NetworkCard:
     try:
         with safe_open(path, framework="pt") as opened:
             text = (opened.metadata() or {}).get(METADATA_KEY)
-        described: dict[str, Any] = json.loads(text) if text else {}
+        stored = StoredCard.model_validate(parse_json(text or "{}"))
         return NetworkCard(
-            Architecture(**described["architecture"]),
-            tuple(described["classes"]),
-            Preprocessing.from_dict(described["preprocessing"]),
-            described["role"],
+            Architecture(**stored.architecture.model_dump()),
+            stored.classes,
+            Preprocessing.from_dict(stored.preprocessing),
+            stored.role,
         )
-    except (SafetensorError, OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a network saved by edgeda ({type(error).__name__}: {error})") from error
+    except (SafetensorError, OSError, ValueError) as error:  # pydantic's error is a ValueError
+        raise InputError(
+            f"{path} is not a network saved by edgeda ({type(error).__name__}: {one_line(error)})"
+        ) from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def load_network(path: Path) -> tuple[Network, NetworkCard]:
     """A saved network in eval mode, and its card."""
     card = read_card(path)
     try:
+        _check_shapes(path, card.architecture)
         network, _ = build_network(card.architecture)
     except InputError as error:
         raise InputError(f"{path} describes a network that cannot be built: {error}") from error

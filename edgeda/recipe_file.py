@@ -10,11 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from edgeda.errors import InputError, did_you_mean, user_path
+from edgeda.errors import InputError, did_you_mean, one_line, user_path
 from edgeda.recipe import Recipe
+from edgeda.yaml_text import parse_yaml
 
 
 def load_recipe(source: str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -68,8 +68,8 @@ def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
         if not equals or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", key.strip()):
             raise InputError(f"--set {pair}: expected key=value, such as --set distill.tau=4")
         try:
-            parsed[key.strip()] = yaml.safe_load(text) if text.strip() else None
-        except (yaml.YAMLError, ValueError) as error:
+            parsed[key.strip()] = parse_yaml(text) if text.strip() else None
+        except ValueError as error:
             raise InputError(f"--set {pair}: the value is not YAML") from error
     return parsed
 
@@ -89,9 +89,9 @@ def read_recipe(source: str) -> dict[str, Any]:
     else:
         raise InputError(f"no such recipe file or preset: {source}{did_you_mean(source, preset_names())}")
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"recipe {where} is not YAML: {' '.join(str(error).split())[:200]}") from error
+        values = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"recipe {where} is not YAML: {one_line(error)}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -15,7 +15,7 @@ import torch
 
 from edgeda import __version__
 from edgeda.checkpoint import FILE, load_checkpoint, save_checkpoint
-from edgeda.errors import InputError
+from edgeda.errors import InputError, from_os_error
 from edgeda.methods.base import Stage
 from edgeda.recipe import Recipe
 
@@ -80,6 +80,8 @@ class StageCache:
             save_checkpoint(own, outcome)
             folder.mkdir(exist_ok=True)
             os.replace(own / FILE, folder / FILE)
+        except OSError as error:  # the run itself goes on
+            log.warning("%s", from_os_error(error, "leaving a stage to other runs"))
         finally:
             shutil.rmtree(own, ignore_errors=True)
 

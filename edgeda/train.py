@@ -8,7 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from edgeda.artifacts import CHECKPOINT, METRICS
-from edgeda.checkpoint import load_checkpoint, save_checkpoint
+from edgeda.checkpoint import load_checkpoint, restoring, save_checkpoint
 from edgeda.data import Domains
+from edgeda.data.batches import Batch
 from edgeda.data.prefetch import Prefetched
 from edgeda.distributed.batchnorm import batchnorm_layers
 from edgeda.errors import Diverged, InputError, Interrupted, MachineError
+from edgeda.health import check_weights, explained, infinite_gradients
 from edgeda.methods.base import Method, Stage, Workshop, plain_network
 from edgeda.models import Network
+from edgeda.run_folder import write
 from edgeda.scoring import score
 from edgeda.selection import is_better
 from edgeda.stage_cache import StageCache
@@ -56,6 +59,7 @@ class Fit:
         self._waited_before = 0.0
         self._saved = self._started = time.monotonic()
         self._begun, self._wall_before = time.monotonic(), 0.0
+        self._saved_at: tuple[int, int] | None = None
         self._stop = False
 
     @property
@@ -81,18 +85,20 @@ class Fit:
     def run(self, resume: bool) -> None:
         """Train every stage to its end. Raises Interrupted (state saved) and Diverged (last good state kept)."""
         state = load_checkpoint(self.folder / CHECKPOINT) if resume else None
-        first = self._restore(state) if state else 0
+        with restoring(self.folder / CHECKPOINT):
+            first = self._restore(state) if state else 0
         self._write_metrics()
         with self._stopping_cleanly():
             for index in range(first, len(self.stages)):
                 stage = self.stages[index]
                 if state and index == first:
                     method = stage.build(self.workshop)
-                    method.load_state(state["method"])
-                    torch.set_rng_state(state["rng"])
-                    if state["cuda_rng"]:  # all processes draw the same numbers
-                        torch.cuda.set_rng_state(state["cuda_rng"][0], self.workshop.fabric.device)
-                    self.workshop.fabric.strategy.precision.load_state_dict(state["precision"])
+                    with restoring(self.folder / CHECKPOINT):
+                        method.load_state(state["method"])
+                        torch.set_rng_state(state["rng"])
+                        if state["cuda_rng"]:  # all processes draw the same numbers
+                            torch.cuda.set_rng_state(state["cuda_rng"][0], self.workshop.fabric.device)
+                        self.workshop.fabric.strategy.precision.load_state_dict(state["precision"])
                 elif not self._adopt(index):
                     for role, origin in stage.starts_from.items():
                         if isinstance(origin, Path):  # it was built from that file
@@ -159,28 +165,46 @@ class Fit:
         for step in range(done, total):
             self._train_mode(stage)
             batch = self.batches.get(zlib.crc32(stage.name.encode()), step, total)
-            try:
-                terms = method.step(batch, step / total)
-            except Diverged as error:
-                where = f"stage {stage.name}, epoch {step // per_epoch + 1}, batch {step % per_epoch + 1}"
-                hint = "start again with --overwrite and a lower teacher.lr or student.lr (--set), or --precision fp32"
-                raise Diverged(f"{error} in {where}; {hint}") from error
+            with self._explained(stage, step):
+                terms = self._finite_step(method, batch, step / total)
             stop = self._add(terms)
             self.position = (index, step + 1)
             self.pairs += len(batch.source_labels)
             self.watcher.step(len(batch.source_labels))
             if (step + 1) % per_epoch == 0:
                 self._stop_clock()
-                self._epoch(stage, (step + 1) // per_epoch)
+                with self._explained(stage, step):
+                    self._epoch(stage, (step + 1) // per_epoch)
                 self._resume_clock()
             if (
                 stop
                 or step + 1 == total
                 or time.monotonic() - self._saved >= 60 * self.workshop.recipe.train.checkpoint_minutes
             ):
+                with self._explained(stage, step):
+                    check_weights({role: self._weights(role) for role in self.workshop.networks})
                 self._save(method)
             if stop:
                 raise Interrupted(f"stopped; go on with: edgeda adapt --out {self.folder} --resume")
+
+    def _finite_step(self, method: Method, batch: Batch, progress: float) -> dict[str, Tensor]:
+        try:
+            return method.step(batch, progress)
+        except Diverged as error:
+            bad = infinite_gradients(method.learners)
+            raise Diverged(f"{error}{': that of ' + ', '.join(bad) if bad else ''}") from error
+
+    def _explained(self, stage: Stage, step: int) -> AbstractContextManager[None]:
+        per_epoch = self.batches.steps_per_epoch
+
+        def kept() -> str:
+            if self._saved_at is None:
+                return "no state was saved before"
+            name, done = self.stages[self._saved_at[0]].name, self._saved_at[1]
+            return f"the state of stage {name} after {done} batches is kept in {self.folder / CHECKPOINT}"
+
+        where = f"stage {stage.name}, epoch {step // per_epoch + 1}, batch {step % per_epoch + 1}"
+        return explained(where, lambda: self.batches.names(zlib.crc32(stage.name.encode()), step), kept)
 
     def _train_mode(self, stage: Stage) -> None:
         for role, network in self.workshop.networks.items():
@@ -239,10 +263,7 @@ class Fit:
     def _write_metrics(self) -> None:
         if not self.group.leads:
             return
-        path = self.folder / METRICS
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
-        temporary.replace(path)
+        write(self.folder / METRICS, "".join(json.dumps(record) + "\n" for record in self.history))
         self.trackers.follow(self.history)
 
     def _resume_clock(self) -> None:
@@ -281,7 +302,7 @@ class Fit:
             "precision": self.workshop.fabric.strategy.precision.state_dict(),
         }
         save_checkpoint(self.folder / CHECKPOINT, state)
-        self._saved = time.monotonic()
+        self._saved, self._saved_at = time.monotonic(), self.position
         self._resume_clock()
 
     def _restore(self, state: Record) -> int:
@@ -298,7 +319,7 @@ class Fit:
         self.pairs, self.seconds, self._sums = progress["pairs"], progress["seconds"], progress["sums"]
         self._wall_before = progress["wall"]
         self._since = (progress["since"][0], progress["since"][1])
-        self.position = (state["position"][0], state["position"][1])
+        self.position = self._saved_at = (state["position"][0], state["position"][1])
         return self.position[0]
 
     @contextmanager

@@ -15,21 +15,38 @@ from typing import IO
 
 from edgeda.errors import InputError, one_line
 
+MOST_ENTRIES = 1_000_000
+DEEPEST = 32
+"""Folders within each other."""
+MOST_RATIO, ALWAYS_BYTES = 100, 100 * 2**20
+"""An archive unpacks to at most so many times its size, or to ALWAYS_BYTES if that is more: images hardly shrink."""
+
 
 def is_archive(path: Path) -> bool:
     """Whether a file is a .zip, or a .tar however compressed, by its content."""
-    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    try:
+        return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    except (*DAMAGE, OSError):  # a compressed file that is cut short
+        return False
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Write the regular files of a .zip or .tar below `folder`; hidden ones and __MACOSX are left out.
 
     Raises InputError, possibly with files already written, for a name that leads out of the folder, a
-    link or a device, a name that comes twice, and an archive that is damaged or locked by a password.
+    link or a device, a name that comes twice, one that is too deep, an archive that is damaged or locked by a
+    password, and one that unpacks to more than MOST_RATIO times its size.
     """
     reader = _zip_members if zipfile.is_zipfile(archive) else _tar_members
+    room = max(MOST_RATIO * archive.stat().st_size, ALWAYS_BYTES)
     with _damage(archive):
-        for name, size, source in reader(archive):
+        for number, (name, size, source) in enumerate(reader(archive)):
+            room -= size
+            if room < 0 or number >= MOST_ENTRIES:
+                raise InputError(
+                    f"{archive} unpacks to more than {MOST_RATIO} times its size, or to more than {MOST_ENTRIES} "
+                    "files, as no data set does; unpack it yourself and give the folder"
+                )
             relative = _inside(name, archive)
             if any(part.startswith(".") or part == "__MACOSX" for part in relative.parts):
                 continue
@@ -47,6 +64,8 @@ def _inside(name: str, archive: Path) -> PurePosixPath:
     relative = PurePosixPath(name.replace("\\", "/"))
     if relative.is_absolute() or ".." in relative.parts or "\0" in name:
         raise InputError(f"{archive} holds {name!r}, which leads out of the folder; nothing of it was kept")
+    if len(relative.parts) > DEEPEST:
+        raise InputError(f"{archive} holds {name[:80]!r}..., more than {DEEPEST} folders deep; nothing of it was kept")
     return relative
 
 

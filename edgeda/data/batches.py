@@ -76,6 +76,12 @@ class PairedBatches:
             self._images(self._target, target, random),
         )
 
+    def names(self, stage: int, step: int) -> tuple[list[str], list[str]]:
+        """Where the source and the target images of batch `step` came from."""
+        source = self._positions(0, stage, step, len(self._source))
+        target = self._positions(1, stage, step, len(self._target))
+        return [self._source.names[at] for at in source], [self._target.names[at] for at in target]
+
     def _images(self, images: ImageSet, positions: NDArray[np.int64], random: torch.Generator) -> Tensor:
         squares = torch.from_numpy(images.squares[positions[self._part]]).to(self._device)
         return prepare(squares, self._preprocessing, self._augment, random, (self._part, len(positions)))

@@ -143,6 +143,8 @@ def _listed(benchmark: Benchmark, name: str, listed: Path, folder: Path) -> File
     paths = []
     for path in found.paths:
         parts = path.relative_to(listed.parent).parts if path.is_relative_to(listed.parent) else path.parts
+        if ".." in parts:
+            raise InputError(f"{listed} names {str(path)[:200]}, which leads out of the data set")
         after = max((at + 1 for at, word in enumerate(parts[:-1]) if word == folder.name), default=len(parts) - 1)
         paths.append(folder.joinpath(*parts[after:]))
     numbers = np.asarray([int(word) for word in found.classes], np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from edgeda.data.domains import Labels
 from edgeda.errors import InputError, one_line, require
 
 Pixels = NDArray[np.uint8]
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
+_UNREADABLE = (OSError, EOFError, ValueError, OverflowError, zlib.error)
+MOST_BYTES = 128 * 2**20
+"""Of a file once it is unpacked; MNIST has 47 MB, USPS 22 MB."""
 _IDX_LABELS, _IDX_IMAGES = 0x0801, 0x0803
 
 
@@ -44,7 +47,7 @@ def read_digits(files: Sequence[Path]) -> tuple[Pixels, Labels]:
 def _idx(path: Path, dimensions: int) -> Pixels:
     """MNIST's format: a magic number, sizes as big-endian 32-bit integers, bytes."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = _content(path)
     except _UNREADABLE as error:
         raise InputError(f"{path} is not MNIST as published (gzipped idx): {one_line(error)}") from error
     header = np.frombuffer(content[: 4 + 4 * dimensions], ">u4") if len(content) >= 4 + 4 * dimensions else None
@@ -58,11 +61,20 @@ def _idx(path: Path, dimensions: int) -> Pixels:
     return body.reshape(shape)
 
 
+def _content(path: Path) -> bytes:
+    """A file unpacked; ValueError when there is more of it than MOST_BYTES."""
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
+    with opener(path, "rb") as opened:
+        content: bytes = opened.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES // 2**20} MB when unpacked")
+    return content
+
+
 def _usps_text(path: Path) -> tuple[Pixels, Labels]:
     """zip.train.gz: a line is the digit and 256 greys from -1 (paper) to 1 (ink)."""
     try:
-        with gzip.open(path, "rt", encoding="ascii") as opened:
-            rows = np.loadtxt(opened, dtype=np.float32, ndmin=2)
+        rows = np.loadtxt(io.StringIO(_content(path).decode("ascii")), dtype=np.float32, ndmin=2)
     except _UNREADABLE as error:
         raise InputError(
             f"{path} is not USPS as published (gzipped lines of label and 256 values): {one_line(error)}"
@@ -75,8 +87,7 @@ def _usps_text(path: Path) -> tuple[Pixels, Labels]:
 def _usps_sparse(path: Path) -> tuple[Pixels, Labels]:
     """usps.bz2 of LIBSVM: a line is the digit plus one and `index:value` pairs, index 1 to 256; absent ones are 0."""
     try:
-        with bz2.open(path, "rt", encoding="ascii") as opened:
-            lines = [line.split() for line in opened if line.strip()]
+        lines = [line.split() for line in _content(path).decode("ascii").splitlines() if line.strip()]
         labels = np.asarray([int(float(line[0])) for line in lines], np.int64) - 1
         greys = np.zeros((len(lines), 257), np.float32)
         for row, line in enumerate(lines):

@@ -13,6 +13,7 @@ from edgeda.data.domains import Domain, file_stamp
 from edgeda.data.images import spread
 from edgeda.errors import InputError, require
 from edgeda.recipe import VideoRecipe
+from edgeda.runtime.sources import open_file
 
 
 class VideoDomain(Domain):
@@ -24,7 +25,7 @@ class VideoDomain(Domain):
         super().__init__(path.name)
         self._cv2: Any = require("cv2", "video", "a video as the target")
         self._path = path
-        capture = self._cv2.VideoCapture(str(path))
+        capture = open_file(self._cv2, path)
         try:
             frames = int(capture.get(self._cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
             rate = float(capture.get(self._cv2.CAP_PROP_FPS)) or 25.0
@@ -48,7 +49,7 @@ class VideoDomain(Domain):
         wanted = self._frames[index]
         if self._capture is None or wanted < self._at:
             self.close()
-            self._capture = self._cv2.VideoCapture(str(self._path))
+            self._capture = open_file(self._cv2, self._path)
         while self._at < wanted and self._capture.grab():
             self._at += 1
         decoded, frame = self._capture.read()

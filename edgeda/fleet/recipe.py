@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from edgeda.benchmark_recipe import Changes, Strict, folder_name
-from edgeda.errors import InputError, did_you_mean, user_path
+from edgeda.errors import InputError, did_you_mean, one_line, user_path
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
+from edgeda.yaml_text import parse_yaml
 
 DECIDED = ("data.source", "data.target", "data.target_test", "name")
 
@@ -84,13 +84,13 @@ def load_fleet(source: str) -> FleetRecipe:
     """A validated FLEET.yaml; InputError names the key, and the nearest known one."""
     path = user_path(source)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceEach)
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"no such fleet file: {source}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"fleet {source} cannot be read as UTF-8 text: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"fleet {source} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    except ValueError as error:
+        raise InputError(f"fleet {source} is not YAML: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise InputError(f"fleet {source} must be a mapping with source and cameras")
     try:
@@ -109,20 +109,3 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"'{'.'.join(location)}' is missing"
     return f"{'.'.join(location)}: {first['msg'].removeprefix('Value error, ')}"
-
-
-class _OnceEach(yaml.SafeLoader):
-    """YAML in which a key that is there twice is an error, not the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                raise InputError(
-                    f"'{key.value}' is there twice, in lines {seen[key.value]} and {line} of the fleet file"
-                )
-            seen[key.value] = line
-        return super().construct_mapping(node, deep)

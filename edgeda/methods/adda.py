@@ -43,10 +43,10 @@ class Adda(Method):
         target = self.workshop.output("student", batch.target_images).features
 
         adversary = domain_loss(self.discriminator(source), self.discriminator(target.detach()))
-        descend(adversary, progress, self.learners["discriminator"])
+        descend(adversary, progress, self.learners["discriminator"], terms={"discriminator": adversary})
 
         encoder = F.softplus(-self.discriminator(target).float()).mean()
-        descend(encoder, progress, self.learners["student"])
+        descend(encoder, progress, self.learners["student"], terms={"encoder": encoder})
         return detached({"discriminator": adversary, "encoder": encoder})
 
 

@@ -108,7 +108,7 @@ class CompressionWarmUp(Method):
     def step(self, batch: Batch, progress: float) -> Terms:
         """L_Re (eq. 5)."""
         _, _, loss = self.compressor.compress(batch.target_images)
-        descend(loss, progress, *self.learners.values())
+        descend(loss, progress, *self.learners.values(), terms={"reconstruction": loss})
         return detached({"reconstruction": loss})
 
 
@@ -159,7 +159,7 @@ class CckdnAdapter(Adapter):
         fake = self.compressor.rebuild(moved[-1], batch.source_images)
 
         critic = self._critic_loss(real.detach(), fake.detach())
-        descend(critic, progress, *self.adversaries.values())
+        descend(critic, progress, *self.adversaries.values(), terms={"critic": critic})
 
         distances = [self._distance(ours, wanted.detach()) for ours, wanted in zip(moved, target_features, strict=True)]
         terms = {

@@ -31,7 +31,7 @@ class Distil(Method):
             source = self.workshop.output("teacher", batch.source_images) if "source" in self.domains else None
             target = self.workshop.output("teacher", batch.target_images) if "target" in self.domains else None
         loss, terms = distill(self.workshop, batch, source, target)
-        descend(loss, progress, self.learners["student"])
+        descend(loss, progress, self.learners["student"], terms=terms)
         return detached(terms)
 
 

@@ -25,7 +25,7 @@ class SourceOnly(Method):
         """L_CE(N(x_source), y_source)."""
         output = self.workshop.output(self.role, batch.source_images)
         loss = F.cross_entropy(output.logits, batch.source_labels)
-        descend(loss, progress, self.learners[self.role])
+        descend(loss, progress, self.learners[self.role], terms={"cross_entropy": loss})
         return detached({"cross_entropy": loss})
 
 

@@ -114,12 +114,9 @@ def profile_on(
     from edgeda.remote import Remote
 
     image = image_for(extras.image) if extras.end_to_end else None
-    request = {
-        "models": [{"label": load.label, "path": load.names(at)[0]} for at, load in enumerate(loads)],
-        "engines": None if engines is None else list(engines), "batch_sizes": list(batch_sizes), "threads": threads,
-        "budget_s": budget_s, "streams": list(extras.streams), "memory": extras.memory, "power": extras.power,
-        "end_to_end": extras.end_to_end, "image": f"models/{image.name}" if image else None,
-    }  # fmt: skip
+    request = job_request(
+        loads, batch_sizes=batch_sizes, engines=engines, threads=threads, budget_s=budget_s, extras=extras
+    )
     with tempfile.TemporaryDirectory(prefix="edgeda-") as folder:
         job = Path(folder) / JOB
         try:
@@ -131,6 +128,25 @@ def profile_on(
             remote.put(job, JOB)
             done = remote.run([python, JOB], timeout_s)
     return _answer(done, where, python)
+
+
+def job_request(
+    loads: Sequence[Cargo],
+    *,
+    batch_sizes: Sequence[int] = (1,),
+    engines: Sequence[str] | None = None,
+    threads: int | None = None,
+    budget_s: float = 1.0,
+    extras: Extras = Extras(),  # noqa: B008 - frozen
+) -> dict[str, Any]:
+    """What `on_device.run` is asked for, as plain JSON values."""
+    image = image_for(extras.image) if extras.end_to_end else None
+    return {
+        "models": [{"label": load.label, "path": load.names(at)[0]} for at, load in enumerate(loads)],
+        "engines": None if engines is None else list(engines), "batch_sizes": list(batch_sizes), "threads": threads,
+        "budget_s": budget_s, "streams": list(extras.streams), "memory": extras.memory, "power": extras.power,
+        "end_to_end": extras.end_to_end, "image": f"models/{image.name}" if image else None,
+    }  # fmt: skip
 
 
 def write_job(path: Path, loads: Sequence[Cargo], request: Mapping[str, Any], image: Path | None) -> None:

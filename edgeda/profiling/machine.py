@@ -45,19 +45,20 @@ def machine(root: Path = ROOT) -> dict[str, Any]:
 def machine_line(described: dict[str, Any] | None = None) -> str:
     """`machine()` in one short line, for under a table."""
     facts = machine() if described is None else described
-    parts = [str(facts["jetson"] or facts["cpu"]), f"{facts['threads']} threads"]
-    if facts["memory_gb"]:
+    parts = [str(facts.get("jetson") or facts.get("cpu")), f"{facts.get('threads')} threads"]
+    if facts.get("memory_gb"):
         parts.append(f"{facts['memory_gb']:.0f} GB")
-    parts += [gpu["name"] for gpu in facts["gpus"][:1]]
-    if len(facts["gpus"]) > 1:
-        parts[-1] = f"{len(facts['gpus'])} x {parts[-1]}"
-    if facts["governor"]:
+    gpus = facts.get("gpus") or []
+    parts += [gpu["name"] for gpu in gpus[:1]]
+    if len(gpus) > 1:
+        parts[-1] = f"{len(gpus)} x {parts[-1]}"
+    if facts.get("governor"):
         parts.append(f"governor {facts['governor']}")
     if facts.get("jetson_state"):
         parts.append(jetson_line(facts["jetson_state"]))
     elif facts.get("power_mode"):
         parts.append(f"power mode {facts['power_mode']}")
-    return ", ".join([*parts, str(facts["os"]), f"Python {facts['python']}"])
+    return ", ".join([*parts, str(facts.get("os")), f"Python {facts.get('python')}"])
 
 
 def usable_threads() -> int:

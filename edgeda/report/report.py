@@ -19,6 +19,7 @@ from edgeda.report.evidence import Evidence, collect
 from edgeda.report.page import page, write_page
 from edgeda.report.plots import comparison_section, cost_section, features_section, training_section
 from edgeda.report.sections import accuracy_section, head_section, headline, recipe_section, samples_section
+from edgeda.run_records import check_epoch
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,8 @@ def write_report(
         head_section(name, summary, history, found),
         accuracy_section(summary, found),
         samples_section(summary, found),
-        features_section(found),
-        training_section(history, found),
+        features_section(summary, found),
+        training_section(summary, history, found),
         cost_section(found, calls),
         comparison_section(compared),
         recipe_section(summary, found, machine()),
@@ -63,15 +64,14 @@ def write_report(
 
 
 def read_history(run: RunDirectory) -> list[dict[str, Any]]:
-    """The epochs in metrics.jsonl; a line that is cut short ends it."""
+    """The epochs in metrics.jsonl; a line that is cut short or is no epoch ends it."""
     history: list[dict[str, Any]] = []
     try:
         for line in (run.path / METRICS).read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
-            if not {"stage", "epoch", "losses", "networks"} <= set(record):
-                break
+            check_epoch(record)
             history.append(record)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, RecursionError):
         pass
     return history
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from edgeda.errors import InputError
+from edgeda.errors import InputError, one_line
 from edgeda.runtime.preprocessing import Preprocessing
+from edgeda.runtime.strict_json import parse_json
 
 METADATA_KEY = "edgeda"
 FORMAT = 1
@@ -16,6 +17,7 @@ FLOAT_NCHW, RAW_NHWC, RAW_NCHW = "float32 NCHW RGB", "uint8 NHWC RGB", "uint8 NC
 LAYOUTS = (FLOAT_NCHW, RAW_NHWC, RAW_NCHW)
 """What a model takes: normalized float images, or raw pixels at the input size, normalized inside the graph."""
 LOGITS, PROBABILITIES = "logits", "probabilities"
+MOST_BATCH = 65536
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,13 @@ class Manifest:
         known = {f.name for f in fields(cls)}
         try:
             kept = {key: value for key, value in values.items() if key in known}
-            kept["classes"] = tuple(str(name) for name in values["classes"])
+            _check_kinds(kept)
+            kept["classes"] = tuple(values["classes"])
             kept["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
             smallest, largest = values["batch"]
             kept["batch"] = (int(smallest), None if largest is None else int(largest))
-            if not all(isinstance(kept.get(name, ""), str) for name in ("input_name", "output_name", "precision")):
-                raise TypeError("input_name, output_name and precision are texts")
+            if not 1 <= kept["batch"][0] <= (kept["batch"][1] or MOST_BATCH) <= MOST_BATCH:
+                raise ValueError(f"batch {kept['batch']}")
             if kept.get("layout", FLOAT_NCHW) not in LAYOUTS or kept.get("output", LOGITS) not in (
                 LOGITS,
                 PROBABILITIES,
@@ -94,12 +97,34 @@ class Manifest:
                 raise ValueError(f"layout {kept.get('layout')!r}, output {kept.get('output')!r}")
             return cls(**kept)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"the model's manifest cannot be read: {error!r}") from error
+            raise InputError(f"the model's manifest cannot be read: {error!r:.200}") from error
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
         """Parse the embedded JSON."""
         try:
-            return cls.from_dict(json.loads(text))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"the model's manifest is not JSON: {error}") from error
+            values = parse_json(text)
+        except ValueError as error:
+            raise InputError(f"the model's manifest is not JSON: {one_line(error)}") from error
+        return cls.from_dict(values)
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("architecture", "precision", "input_name", "output_name", "layout", "output"), (str,)),
+    **dict.fromkeys(("consumer", "source_run", "sha256"), (str, type(None))),
+    **dict.fromkeys(("gmacs", "params_m", "size_mb"), (int, float, type(None))),
+    **dict.fromkeys(("drift", "parity", "accuracy", "quantization"), (dict, type(None))),
+    "opset": (int, type(None)), "tools": (dict,), "classes": (list, tuple), "checks": (list, tuple, type(None)),
+}  # fmt: skip
+
+
+def _check_kinds(values: Mapping[str, Any]) -> None:
+    """TypeError for a value of another kind than the manifest's own."""
+    for name, kinds in _KINDS.items():
+        value = values.get(name, kinds[0]())
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r:.60}")
+    if not all(isinstance(name, str) for name in values["classes"]):
+        raise TypeError("classes are texts")
+    if not all(isinstance(row, dict) for row in values.get("checks") or ()):
+        raise TypeError("checks are rows")

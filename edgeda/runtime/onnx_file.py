@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Container, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from edgeda.errors import InputError, from_os_error
@@ -21,7 +21,8 @@ _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
 def read_metadata(path: Path) -> dict[str, str]:
     """The `metadata_props` of an ONNX file.
 
-    Raises InputError for a file that is missing, a folder, empty, truncated, or no ONNX model.
+    Raises InputError for a file that is missing, a folder, empty, truncated, or no ONNX model, and for one whose
+    weights lie outside its folder.
     """
     try:
         if path.is_dir():
@@ -35,6 +36,9 @@ def read_metadata(path: Path) -> dict[str, str]:
             fields = list(_fields(stream, size, wanted=(_METADATA_PROPS,)))
             if not {_IR_VERSION, _GRAPH} <= {number for number, _ in fields}:
                 raise ValueError
+            stream.seek(0)
+            for entry in _external_data(stream, size, "model"):
+                _check_place(path, *_text_pair(entry))
             entries = [_text_pair(payload) for number, payload in fields if number == _METADATA_PROPS]
     except OSError as error:
         raise from_os_error(error, "reading the model") from error
@@ -62,6 +66,57 @@ def _fields(stream: BinaryIO, end: int, wanted: Container[int]) -> Iterator[tupl
         else:
             stream.seek(length, os.SEEK_CUR)
             yield number, b""
+
+
+_INSIDE = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+"""Of each kind of message, the fields that lead to tensors, and in these to the entries of `external_data`."""
+_DEEPEST = 100
+"""Messages within each other; protobuf itself reads no more."""
+
+
+def _external_data(stream: BinaryIO, end: int, kind: str, depth: int = 0) -> Iterator[bytes]:
+    """Every entry of `external_data`, wherever a tensor may be; the stream is left at `end`."""
+    if depth > _DEEPEST:
+        raise ValueError("messages nested too deeply")
+    while stream.tell() < end:
+        key = _varint(stream)
+        number, wire = key >> 3, key & 7
+        if wire == _VARINT:
+            _varint(stream)
+            continue
+        if wire not in (_FIXED_64, _BYTES, _FIXED_32):
+            raise ValueError(f"no protobuf key: {key}")
+        stop = (_varint(stream) if wire == _BYTES else {_FIXED_64: 8, _FIXED_32: 4}[wire]) + stream.tell()
+        if stop > end:
+            raise EOFError
+        inside = _INSIDE[kind].get(number) if wire == _BYTES else None
+        if inside == "entry":
+            yield stream.read(stop - stream.tell())
+        elif inside:
+            yield from _external_data(stream, stop, inside, depth + 1)
+        stream.seek(stop)
+
+
+def _check_place(path: Path, key: str, place: str) -> None:
+    """InputError for weights that are not in a regular file in the model's own folder or below it."""
+    if key != "location":
+        return
+    folder, wanted = path.parent.resolve(), PurePosixPath(place.replace("\\", "/"))
+    file = path.parent / wanted
+    inside = not wanted.is_absolute() and ".." not in wanted.parts and "\0" not in place
+    if not inside or not file.resolve().is_relative_to(folder) or (file.exists() and not file.is_file()):
+        raise InputError(
+            f"{path} keeps weights in {place[:200]!r}, which is no file of its own folder; a model may not read others"
+        )
 
 
 def _text_pair(entry: bytes) -> tuple[str, str]:

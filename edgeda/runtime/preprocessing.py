@@ -30,6 +30,10 @@ MOST_PIXELS = 89_478_485
 # Pillow's own warning at that size would reach stderr beside our refusal.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000")
+"""What Pillow may take a file for. It knows others that start programs (EPS: Ghostscript) or that nobody has tried."""
+MOST_SIDE = 1024
+"""Largest input of a network, in pixels; a recipe takes no more either."""
 RESIZE_MODES = ("crop", "squash")
 _KINDS_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
@@ -66,9 +70,9 @@ class Preprocessing:
             std = tuple(float(v) for v in values["std"])
             made = cls(int(values["size"]), str(values["resize"]), float(values["crop_pct"]), mean, std)  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"the model's preprocessing cannot be read: {error!r}") from error
-        if made.resize not in RESIZE_MODES or not 1 <= made.size <= 8192 or not 0.1 <= made.crop_pct <= 1:
-            raise InputError(f"the model's preprocessing is not one edgeda knows: {dict(values)}")
+            raise InputError(f"the model's preprocessing cannot be read: {error!r:.200}") from error
+        if made.resize not in RESIZE_MODES or not 1 <= made.size <= MOST_SIDE or not 0.1 <= made.crop_pct <= 1:
+            raise InputError(f"the model's preprocessing is not one edgeda knows: {dict(values)!r:.200}")
         if len(made.mean) != 3 or len(made.std) != 3 or not np.isfinite([*made.mean, *made.std]).all():
             raise InputError("the model's preprocessing needs three finite means and standard deviations")
         if min(made.std) <= 0:
@@ -84,7 +88,7 @@ def open_image(path: Path) -> Image.Image:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"cannot read image {path}: not a regular file")
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 raise InputError(f"cannot read image {path}: {opened.width} x {opened.height} pixels are too many")
             opened.load()

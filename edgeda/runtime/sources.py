@@ -95,7 +95,7 @@ class VideoFile(Source):
         cv2 = open_cv()
         if not self.path.is_file():
             raise InputError(f"no such video: {self.path}")
-        capture = cv2.VideoCapture(str(self.path))
+        capture = open_file(cv2, self.path)
         try:
             announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
             rate = float(capture.get(cv2.CAP_PROP_FPS)) if capture.isOpened() else 0.0
@@ -189,6 +189,13 @@ class Stream(Source):
         if self.is_camera and not started:
             raise MachineError(f"{said}; is there such a camera, and is it free?")
         raise InputError(f"{said}; check the address and that it is sending")
+
+
+def open_file(cv2: Any, path: Path) -> Any:
+    """A video file through FFmpeg alone where OpenCV has it: its other readers print what they find on stderr."""
+    registry = getattr(cv2, "videoio_registry", None)
+    ffmpeg = registry is not None and registry.hasBackend(cv2.CAP_FFMPEG)
+    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG) if ffmpeg else cv2.VideoCapture(str(path))
 
 
 def open_cv() -> Any:

@@ -105,9 +105,7 @@ def read_manifest(path: Path) -> Manifest | None:
         except OSError as error:
             raise from_os_error(error, "reading the manifest") from error
     try:
-        return None if text is None else Manifest.from_dict(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: the model's manifest is not JSON: {error}") from error
+        return None if text is None else Manifest.from_json(text)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeda.errors import InputError, from_os_error
+from edgeda.errors import InputError, from_os_error, one_line
 from edgeda.runtime.backends.cuda import Gpu
+from edgeda.runtime.strict_json import parse_json
 
 SUFFIX = ".engine"
 
@@ -44,11 +44,11 @@ def read_sidecar(engine: Path) -> dict[str, Any] | None:
     try:
         if not path.is_file():
             return None
-        parsed = json.loads(path.read_text(encoding="utf-8"))
+        parsed = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise from_os_error(error, "reading the manifest") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {one_line(error)}") from error
     if not isinstance(parsed, dict):
         raise InputError(f"{path} is not a JSON object")
     return parsed
@@ -67,7 +67,7 @@ def built_by(engine: Path, sidecar: Mapping[str, Any]) -> BuiltBy:
             bool(said["version_compatible"]),
         )
     except (KeyError, TypeError) as error:
-        raise InputError(f"{sidecar_path(engine)} does not say what built the engine: {error!r}") from error
+        raise InputError(f"{sidecar_path(engine)} does not say what built the engine: {error!r:.200}") from error
 
 
 def read_engine(engine: Path, sidecar: Mapping[str, Any] | None) -> bytes:

@@ -1,0 +1,1 @@
+"""Malformed inputs: how they are made, where they are run, and what must hold."""
