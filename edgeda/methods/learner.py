@@ -42,7 +42,8 @@ def descend(loss: Tensor, progress: float, *learners: Learner, terms: Mapping[st
     """One step of every learner down `loss`; raises Diverged, with nothing changed, when it is not finite.
 
     On several devices the gradient is the mean of theirs. Each learner's gradient norm is clipped by itself. `terms`
-    are what the loss is made of, for the error's sake. A gradient that overflows in fp16 is no error: the scaler skips the step and lowers its scale.
+    are what the loss is made of, for the error's sake. A gradient that overflows in fp16 is no error: the scaler skips
+    the step and lowers its scale.
     """
     for learner in learners:
         learner.prepare(progress)
