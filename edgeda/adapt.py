@@ -21,7 +21,9 @@ from edgeda.distributed.batchnorm import synchronize
 from edgeda.distributed.devices import (
     check_devices,
     devices_asked,
+    is_lost,
     joined,
+    lost,
     make_fabric,
     same_everywhere,
     threads_here,
@@ -29,7 +31,7 @@ from edgeda.distributed.devices import (
 from edgeda.distributed.group import Group
 from edgeda.distributed.launch import as_job, run_workers
 from edgeda.distributed.world import world
-from edgeda.errors import InputError, WorkerLost, from_os_error
+from edgeda.errors import InputError, from_os_error
 from edgeda.fast_layers import use_fast_layers
 from edgeda.first_networks import first_networks
 from edgeda.memory import keep_freed_memory
@@ -133,9 +135,9 @@ def _in_plain_words(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
         raise KeyboardInterrupt(f"go on with: edgeda adapt --out {run.path} --resume") from error
     except OSError as error:
         raise from_os_error(error, f"working on the run {run.path}") from error
-    except WorkerLost as error:
-        raise WorkerLost(f"{error}; go on with: edgeda adapt --out {run.path} --resume") from error
     except RuntimeError as error:
+        if is_lost(error):
+            raise lost(error, f"; go on with: edgeda adapt --out {run.path} --resume") from error
         if not _out_of_memory(error):
             raise
         raise InputError(

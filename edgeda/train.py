@@ -318,6 +318,7 @@ class Fit:
 
     def _save(self, method: Method) -> None:
         if not self.group.leads:
+            self._saved = time.monotonic()
             return
         self._stop_clock()
         device = self.workshop.fabric.device

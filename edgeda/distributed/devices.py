@@ -65,6 +65,16 @@ def check_devices(devices: int, batch_size: int, device: str) -> None:
         )
 
 
+def is_lost(error: RuntimeError) -> bool:
+    """Whether an error says that another process is gone."""
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in GONE)
+
+
+def lost(error: RuntimeError, hint: str = "") -> WorkerLost:
+    """The same error in plain words."""
+    return WorkerLost(f"another process of this run died or cannot be reached ({one_line(error)[:80]}){hint}")
+
+
 @contextmanager
 def joined(device: str) -> Iterator[Group]:
     """The group of the processes that were started with this one; alone, a group of one.
@@ -89,9 +99,9 @@ def joined(device: str) -> Iterator[Group]:
     except EdgedaError:
         raise
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and not any(words in str(error) for words in GONE):
-            raise
-        raise WorkerLost(f"another process of this run died or cannot be reached ({one_line(error)[:80]})") from error
+        if is_lost(error):
+            raise lost(error) from error
+        raise
     finally:
         if dist.is_initialized() and device == "cpu":  # NCCL would wait for what can no longer be
             dist.destroy_process_group()
