@@ -19,7 +19,7 @@ from edgeda.data.batches import PairedBatches
 from edgeda.data.cache import SquareCache
 from edgeda.data.prefetch import Prefetched
 from edgeda.errors import InputError, from_os_error
-from edgeda.fast_layers import use_fast_layers
+from edgeda.fast_blocks import use_fast_network
 from edgeda.memory import keep_freed_memory
 from edgeda.methods import METHODS, Stage, Workshop, method_name, stages
 from edgeda.models import Architecture, Network, backbone_name, build_network, load_network
@@ -176,7 +176,7 @@ def make_workshop(recipe: Recipe, networks: dict[str, Network]) -> Workshop:
     fabric = Fabric(accelerator=recipe.train.device, devices=1, precision=FABRIC[recipe.train.precision])  # type: ignore[arg-type]
     if (recipe.train.device, recipe.train.precision) == ("cpu", "bf16"):
         for network in networks.values():
-            use_fast_layers(network)
+            use_fast_network(network)
     return Workshop(fabric, recipe, {role: fabric.setup_module(network) for role, network in networks.items()})
 
 
