@@ -162,7 +162,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--steps", type=int, default=0, help="timed steps; 0: 2 of the published, 8 of edgeda's")
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"), help="of edgeda's step")
-    parser.add_argument("--follow", type=int, default=0, help="first so many steps, with the memory resident after them")
+    parser.add_argument(
+        "--follow", type=int, default=0, help="first so many steps, with the memory resident after them"
+    )
     parser.add_argument("--only", choices=("published", "edgeda"))
     parser.add_argument("--side", choices=("published", "edgeda"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -184,7 +186,9 @@ def main() -> None:
                 flush=True,
             )
             if result["resident_mb"]:
-                print("resident after step: " + ", ".join(f"{k}: {v:,.0f} MB" for k, v in result["resident_mb"].items()))
+                print(
+                    "resident after step: " + ", ".join(f"{k}: {v:,.0f} MB" for k, v in result["resident_mb"].items())
+                )
     if len(found) == 2:
         print(f"edgeda is {found['published']['step_s'] / found['edgeda']['step_s']:.1f} times as fast")
     if "edgeda" in found:

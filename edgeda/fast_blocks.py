@@ -99,9 +99,7 @@ class _Enter(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, images: Tensor, narrow: Tensor, branch: Tensor | None, stride: int
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, images: Tensor, narrow: Tensor, branch: Tensor | None, stride: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(images, narrow, branch)
         ctx.stride = stride
         inner = _images(_pixels(images) @ narrow.t(), images)
