@@ -17,7 +17,7 @@ from edgeda.fast_layers import PointwiseConv2d, half, rectified_gradient, rectif
 aten = torch.ops.aten
 
 
-class FastBottleneck(Bottleneck):
+class FastBottleneck(Bottleneck):  # type: ignore[misc]
     """A bottleneck whose shortcut is added, and its gradient summed, inside matrix products."""
 
     def forward(self, x: Tensor) -> Tensor:

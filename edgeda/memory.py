@@ -17,8 +17,8 @@ def keep_freed_memory() -> bool:
     """Make the C library keep what is freed for the next allocation, and use large pages; whether it could be asked.
 
     By default every large tensor is mapped and unmapped anew, and the system clears each of its pages: hundreds of
-    thousands of page faults in a training step on a CPU. torch looks for its large pages when it makes the first tensor:
-    call this before that, after `import torch` if need be.
+    thousands of page faults in a training step on a CPU. torch looks for large pages when it makes its first
+    tensor: call this before that, be it after `import torch`.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch
     if not sys.platform.startswith("linux"):

@@ -98,7 +98,8 @@ def _windows(squares: Tensor, size: int, maps: Tensor) -> Tensor:
 
     def show(numbers: range) -> None:
         for number in numbers:
-            window = _cut(pixels[number], *starts[number], sides[number])
+            left, top = starts[number]
+            window = _cut(pixels[number], left, top, sides[number])
             if len(window) == size:
                 seen[number] = window
                 continue
@@ -144,10 +145,11 @@ def _sample(squares: Tensor, size: int, maps: Tensor) -> Tensor:
     A CPU takes as many at a time as it has threads: each image stays in a core's own cache from step to step.
     """
     step = torch.get_num_threads() if squares.device.type == "cpu" else len(squares)
+    maps = maps.to(squares.device)
     seen = []
-    for part, through in zip(squares.split(step), maps.to(squares.device).split(step), strict=True):
-        images = part.permute(0, 3, 1, 2).float()
-        grid = F.affine_grid(through, [len(images), 3, size, size], align_corners=False)
+    for at in range(0, len(squares), step):
+        images = squares[at : at + step].permute(0, 3, 1, 2).float()
+        grid = F.affine_grid(maps[at : at + step], [len(images), 3, size, size], align_corners=False)
         shown = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
         seen.append(shown.permute(0, 2, 3, 1))
     return torch.cat(seen)
