@@ -32,7 +32,7 @@ from edgeda.distributed.group import Group
 from edgeda.distributed.launch import as_job, run_workers
 from edgeda.distributed.world import world
 from edgeda.errors import InputError, from_os_error
-from edgeda.fast_layers import use_fast_layers
+from edgeda.fast_blocks import use_fast_network
 from edgeda.first_networks import first_networks
 from edgeda.memory import keep_freed_memory
 from edgeda.methods import METHODS, Stage, Workshop, method_name, stages
@@ -230,7 +230,7 @@ def make_workshop(recipe: Recipe, networks: dict[str, Network], group: Group | N
         if group is not None and group.size > 1:
             synchronize(network)
         if (recipe.train.device, recipe.train.precision) == ("cpu", "bf16"):
-            use_fast_layers(network)
+            use_fast_network(network)
     modules = {role: fabric.setup_module(network) for role, network in networks.items()}
     return Workshop(fabric, recipe, modules, group=group or Group())
 

@@ -79,9 +79,10 @@ class Workshop:
         old = [parameter for parameter in network.parameters() if id(parameter) not in known]
         new += [parameter for head in heads for parameter in head.parameters()]
         groups = [{"params": old, "lr": recipe.lr}, {"params": new, "lr": recipe.lr * recipe.head_lr_multiplier}]
+        kernel = {"fused" if self.fabric.device.type == "cpu" else "foreach": True}
         optimizer = torch.optim.SGD(
             groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov and recipe.momentum > 0, foreach=True,
+            nesterov=recipe.nesterov and recipe.momentum > 0, **kernel,
         )  # fmt: skip
         return self._learner(optimizer, recipe)
 
