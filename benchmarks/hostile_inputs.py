@@ -33,7 +33,7 @@ COUNTS = {
     "--set": 60,
     "FLEET.yaml": 110,
     "image list": 90,
-    "image": 220,
+    "image": 180,
     "folder": 70,
     "archive": 120,
     "digits": 90,
@@ -41,10 +41,10 @@ COUNTS = {
     "ONNX file": 130,
     "manifest in ONNX": 120,
     "manifest beside a model": 70,
-    "weights of a run": 120,
+    "weights of a run": 100,
     "pretrained weights": 50,
-    "summary.json": 110,
-    "metrics.jsonl": 40,
+    "summary.json": 80,
+    "metrics.jsonl": 30,
     "recipe of a run": 40,
     "checkpoint": 50,
     "kit listing, fleet state": 40,
@@ -58,10 +58,12 @@ def cases(reader: str, seeds: Seeds, count: int, seen: set[str]) -> Iterator[Cas
     for round_ in range(5):
         chance = random.Random(f"{SEED} {reader} {round_}")
         for case in all_makers()[reader](seeds, chance, count):
-            if case.digest not in seen and made < count:
+            if case.digest not in seen:
                 seen.add(case.digest)
                 made += 1
                 yield case
+            if made == count:
+                return
 
 
 def main() -> None:

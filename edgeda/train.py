@@ -361,7 +361,7 @@ class Fit:
         self.pairs, self.seconds, self._sums = progress["pairs"], progress["seconds"], progress["sums"]
         self._wall_before = progress["wall"]
         self._since = (progress["since"][0], progress["since"][1])
-        self.position = self._saved_at = (state["position"][0], state["position"][1])
+        self.position = self._saved_at = (int(state["position"][0]), int(state["position"][1]))
         return self.position[0]
 
     @contextmanager
