@@ -96,7 +96,7 @@ class VideoFile(Source):
         cv2 = open_cv()
         if not self.path.is_file():
             raise InputError(f"no such video: {self.path}")
-        capture = self._open(cv2)
+        capture = open_file(cv2, self.path, self.threads)
         try:
             announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
             rate = float(capture.get(cv2.CAP_PROP_FPS)) if capture.isOpened() else 0.0
@@ -116,13 +116,6 @@ class VideoFile(Source):
             raise InputError(f"no frames can be read from the video {self.path}: is it whole?")
         if index < announced * (1 - _SHORT_BY) - 1:
             self.notes.append(f"{self.path} ends after {index} of about {announced} frames: truncated?")
-
-    def _open(self, cv2: Any) -> Any:
-        if self.threads:
-            capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, self.threads])
-            if capture.isOpened():
-                return capture
-        return cv2.VideoCapture(str(self.path))  # an OpenCV without FFmpeg knows no such setting
 
 
 class Stream(Source):
@@ -197,6 +190,17 @@ class Stream(Source):
         if self.is_camera and not started:
             raise MachineError(f"{said}; is there such a camera, and is it free?")
         raise InputError(f"{said}; check the address and that it is sending")
+
+
+def open_file(cv2: Any, path: Path, threads: int = 0) -> Any:
+    """A video file through FFmpeg alone where OpenCV has it: its other readers print what they find on stderr.
+
+    `threads` decode it, or as many as FFmpeg likes; other readers know no such setting.
+    """
+    registry = getattr(cv2, "videoio_registry", None)
+    if registry is None or not registry.hasBackend(cv2.CAP_FFMPEG):
+        return cv2.VideoCapture(str(path))
+    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, threads] if threads else [])
 
 
 def open_cv() -> Any:
