@@ -1,15 +1,17 @@
 #!/bin/sh
 # The wheel alone classifies an image: README's three lines, copied as they stand, in a fresh environment with pip.
 #
-#     sh benchmarks/wheel_alone.sh MODEL.onnx [cpu|openvino]      PYTHON=.venv/bin/python by default
+#     PYTHON=.venv/bin/python FRESH=python3.10 sh benchmarks/wheel_alone.sh MODEL.onnx [cpu|openvino]
 #
-# PYTHON needs hatchling and scikit-learn (whose photograph is the image); the fresh environment gets the wheel with that
-# one extra from the package index, and nothing else.
+# PYTHON needs hatchling and scikit-learn (whose photograph is the image). FRESH, by default the same, is whose version the
+# fresh environment has; it gets the wheel with that one extra from the package index, and nothing else.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 model=$(realpath "$1")
 extra=${2:-cpu}
 python=${PYTHON:-$root/.venv/bin/python}
+fresh=${FRESH:-$python}
+unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -32,7 +34,7 @@ count=$(grep -c . "$work/lines.py")
 mkdir -p "$work/runs/demo/exports"
 cp "$model" "$work/runs/demo/exports/student.onnx"
 
-"$python" -m venv "$work/venv"
+"$fresh" -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install -q "$(echo "$work"/dist/*.whl)[$extra]"
 "$work/venv/bin/python" -m pip list --format=freeze | tr '\n' ' '
 echo

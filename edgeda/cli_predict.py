@@ -95,9 +95,12 @@ def closed_pipe_is_an_end() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopped_by_signals(pipeline: Pipeline) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop the pipeline; a second Ctrl-C does not wait for it."""
+    """Ctrl-C and SIGTERM stop the pipeline; a second Ctrl-C does not wait for it, a second SIGTERM changes nothing."""
+    stopping = False
 
     def stop(number: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
         pipeline.stop()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -106,4 +109,5 @@ def stopped_by_signals(pipeline: Pipeline) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if number == signal.SIGINT or not stopping:
+                signal.signal(number, handler)

@@ -93,7 +93,7 @@ def open_image(path: Path) -> Image.Image:
             if opened.width * opened.height > MOST_PIXELS:
                 raise InputError(f"cannot read image {path}: {opened.width} x {opened.height} pixels are too many")
             opened.load()
-            return ImageOps.exif_transpose(opened)
+            return upright(opened, str(path))
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -103,6 +103,13 @@ def open_image(path: Path) -> Image.Image:
         raise InputError(f"cannot read image {path}: {reason}") from error
     except Exception as error:
         raise InputError(f"cannot read image {path}: {type(error).__name__}: {error}") from error
+
+
+def upright(image: Image.Image, name: str) -> Image.Image:
+    """A decoded image turned by its EXIF orientation; InputError for float pixels, whose range nobody knows."""
+    if image.mode == "F":
+        raise InputError(f"cannot read image {name}: its pixels are floating-point numbers; convert it to 8 or 16 bits")
+    return ImageOps.exif_transpose(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -90,6 +90,7 @@ def test_grey_and_alpha_arrays_are_read_like_files(model: Path) -> None:
         (np.zeros((0, 8, 3), np.uint8), "it has no pixels"),
         (np.zeros((8, 8, 2), np.uint8), r"got uint8 \(8, 8, 2\)"),
         (np.zeros((8, 8, 3), bool), "got bool"),
+        (Image.new("F", (8, 8)), "cannot read image 0: its pixels are floating-point"),
     ):
         with pytest.raises(InputError, match=words):
             classifier(bad)
