@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -86,36 +88,38 @@ def _between_pixels(centre: Tensor, side: Tensor, stored: int) -> Tensor:
 
 
 def _windows(squares: Tensor, size: int, maps: Tensor) -> Tensor:
-    """Upright windows of squares `(B, S, S, 3)` as uint8 `(B, size, size, 3)`; outside, the border is repeated.
+    """Upright windows of squares `(B, S, S, 3)` as float32 `(B, size, size, 3)`; outside, the border is repeated.
 
-    Images are shared out among as many threads as torch uses; what comes out does not depend on how many.
+    Resizing is shared out among as many threads as torch uses: it takes one thread for an image by itself.
     """
-    stored, pixels = squares.shape[1], squares.numpy()
+    stored = squares.shape[1]
     sides = (maps[:, 1, 1] * stored).round().long().tolist()
     starts = (((maps[:, :, 2] + 1) * stored - maps[:, 1, 1, None] * stored) / 2).round().long().tolist()
-    images = torch.empty(len(squares), size, size, 3, dtype=torch.uint8)
-    seen = images.numpy()
 
-    def show(numbers: range) -> None:
+    def resized(numbers: range) -> list[Tensor]:
+        windows = []
         for number in numbers:
-            left, top = starts[number]
-            window = _cut(pixels[number], left, top, sides[number])
-            if len(window) == size:
-                seen[number] = window
-                continue
-            # a batch of one that is whole in memory and known to be channels-last: resized as such, twice as fast
-            batch = torch.from_numpy(np.ascontiguousarray(window))[None].permute(0, 3, 1, 2)
-            resized = F.interpolate(batch, size=(size, size), mode="bilinear", align_corners=False)
-            seen[number] = resized[0].permute(1, 2, 0).numpy()
+            (left, top), side = starts[number], sides[number]
+            window = _cut(squares[number], left, top, side)
+            if side != size:
+                # a batch of one that is whole in memory and known to be channels-last: resized as such, twice as fast
+                batch = torch.from_numpy(np.ascontiguousarray(window.numpy()))[None].permute(0, 3, 1, 2)
+                whole = F.interpolate(batch, size=(size, size), mode="bilinear", align_corners=False)
+                window = whole[0].permute(1, 2, 0)
+            windows.append(window)
+        return windows
 
-    threads = min(torch.get_num_threads(), len(images))
-    if threads == 1:
-        show(range(len(images)))
+    count, threads = len(squares), torch.get_num_threads()
+    step = -(-count // threads)
+    parts = [range(first, min(first + step, count)) for first in range(0, count, step)]
+    if len(parts) == 1 or all(side == size for side in sides):
+        shown = iter([resized(part) for part in parts])
     else:
-        with ThreadPoolExecutor(threads, "windows") as pool:
-            list(pool.map(show, (range(first, len(images), threads) for first in range(threads))))
-    mirrored = torch.nonzero(maps[:, 0, 0] < 0)[:, 0]
-    images[mirrored] = images[mirrored].permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
+        with ThreadPoolExecutor(len(parts), "windows") as pool:
+            shown = pool.map(resized, parts)
+    images = torch.empty(count, size, size, 3)
+    for image, window, mirror in zip(images, chain.from_iterable(shown), (maps[:, 0, 0] < 0).tolist(), strict=True):
+        image.copy_(window.flip(1) if mirror else window)
     return images
 
 
