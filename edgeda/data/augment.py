@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
