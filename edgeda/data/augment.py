@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from edgeda.recipe import AugmentRecipe
-from edgeda.runtime.preprocessing import Pixels, Preprocessing
+from edgeda.runtime.preprocessing import Preprocessing
 
 CHUNK = 2**18
 """Values that are normalized at a time: few enough for a core's own cache."""
@@ -102,7 +102,7 @@ def _windows(squares: Tensor, size: int, maps: Tensor) -> Tensor:
             window = _cut(squares[number], left, top, side)
             if side != size:
                 # a batch of one that is whole in memory and known to be channels-last: resized as such, twice as fast
-                batch = torch.from_numpy(np.ascontiguousarray(window.numpy()))[None].permute(0, 3, 1, 2)
+                batch = window.contiguous()[None].permute(0, 3, 1, 2)
                 whole = F.interpolate(batch, size=(size, size), mode="bilinear", align_corners=False)
                 window = whole[0].permute(1, 2, 0)
             windows.append(window)
@@ -122,7 +122,7 @@ def _windows(squares: Tensor, size: int, maps: Tensor) -> Tensor:
     return images
 
 
-def _cut(square: Pixels, left: int, top: int, side: int) -> Pixels:
+def _cut(square: Tensor, left: int, top: int, side: int) -> Tensor:
     """The window of `side` pixels at `left`, `top` of a square `(S, S, 3)`, which it may overlap only in part."""
     stored = len(square)
     if 0 <= left <= stored - side and 0 <= top <= stored - side:
@@ -131,8 +131,8 @@ def _cut(square: Pixels, left: int, top: int, side: int) -> Pixels:
     before, after = max(0, -left), min(side, stored - left)
     if above >= below or before >= after:  # beside the square altogether: nothing but its border
         rows, columns = np.arange(top, top + side), np.arange(left, left + side)
-        return square.take(rows, 0, mode="clip").take(columns, 1, mode="clip")
-    window = np.empty((side, side, 3), square.dtype)
+        return torch.from_numpy(square.numpy().take(rows, 0, mode="clip").take(columns, 1, mode="clip"))
+    window = torch.empty(side, side, 3, dtype=square.dtype)
     inside = slice(above, below)
     window[inside, before:after] = square[top + above : top + below, left + before : left + after]
     window[inside, :before] = window[inside, before, None]
@@ -143,25 +143,16 @@ def _cut(square: Pixels, left: int, top: int, side: int) -> Pixels:
 
 
 def _sample(squares: Tensor, size: int, maps: Tensor) -> Tensor:
-    """Squares `(B, S, S, 3)` seen through any maps, as float32 `(B, size, size, 3)`.
-
-    A CPU takes as many at a time as it has threads: each image stays in a core's own cache from step to step.
-    """
-    step = torch.get_num_threads() if squares.device.type == "cpu" else len(squares)
-    maps = maps.to(squares.device)
-    seen = []
-    for at in range(0, len(squares), step):
-        images = squares[at : at + step].permute(0, 3, 1, 2).float()
-        grid = F.affine_grid(maps[at : at + step], [len(images), 3, size, size], align_corners=False)
-        shown = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        seen.append(shown.permute(0, 2, 3, 1))
-    return torch.cat(seen)
+    """Squares `(B, S, S, 3)` seen through any maps, as float32 `(B, size, size, 3)`."""
+    images = squares.permute(0, 3, 1, 2).float()
+    grid = F.affine_grid(maps.to(images.device), [len(images), 3, size, size], align_corners=False)
+    seen = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return seen.permute(0, 2, 3, 1)
 
 
 def _light(images: Tensor, augment: AugmentRecipe, random: Generator | None) -> Tensor:
     if not (augment.brightness or augment.contrast):
         return images
-    images = images.float()
     draws = torch.rand(2, len(images), 1, 1, 1, generator=random).to(images.device) * 2 - 1
     middle = images.mean(dim=(1, 2, 3), keepdim=True)
     images = (images - middle) * (1 + augment.contrast * draws[0]) + middle + 255 * augment.brightness * draws[1]
