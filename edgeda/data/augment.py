@@ -102,7 +102,7 @@ def _windows(squares: Tensor, size: int, maps: Tensor) -> Tensor:
             window = _cut(squares[number], left, top, side)
             if side != size:
                 # a batch of one that is whole in memory and known to be channels-last: resized as such, twice as fast
-                batch = window.contiguous()[None].permute(0, 3, 1, 2)
+                batch = torch.from_numpy(np.ascontiguousarray(window.numpy()))[None].permute(0, 3, 1, 2)
                 whole = F.interpolate(batch, size=(size, size), mode="bilinear", align_corners=False)
                 window = whole[0].permute(1, 2, 0)
             windows.append(window)
