@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from edgeda.recipe import AugmentRecipe
-from edgeda.runtime.preprocessing import Pixels, Preprocessing
+from edgeda.runtime.preprocessing import Preprocessing
 
 CHUNK = 2**18
 """Values that are normalized at a time: few enough for a core's own cache."""
@@ -89,40 +90,42 @@ def _between_pixels(centre: Tensor, side: Tensor, stored: int) -> Tensor:
 
 
 def _windows(squares: Tensor, size: int, maps: Tensor) -> Tensor:
-    """Upright windows of squares `(B, S, S, 3)` as uint8 `(B, size, size, 3)`; outside, the border is repeated.
+    """Upright windows of squares `(B, S, S, 3)` as float32 `(B, size, size, 3)`; outside, the border is repeated.
 
-    Images are shared out among as many threads as torch uses; what comes out does not depend on how many.
+    Resizing is shared out among as many threads as torch uses: it takes one thread for an image by itself.
     """
-    stored, pixels = squares.shape[1], squares.numpy()
+    stored = squares.shape[1]
     sides = (maps[:, 1, 1] * stored).round().long().tolist()
     starts = (((maps[:, :, 2] + 1) * stored - maps[:, 1, 1, None] * stored) / 2).round().long().tolist()
-    images = torch.empty(len(squares), size, size, 3, dtype=torch.uint8)
-    seen = images.numpy()
 
-    def show(numbers: range) -> None:
+    def resized(numbers: range) -> list[Tensor]:
+        windows = []
         for number in numbers:
-            left, top = starts[number]
-            window = _cut(pixels[number], left, top, sides[number])
-            if len(window) == size:
-                seen[number] = window
-                continue
-            # a batch of one that is whole in memory and known to be channels-last: resized as such, twice as fast
-            batch = torch.from_numpy(np.ascontiguousarray(window))[None].permute(0, 3, 1, 2)
-            resized = F.interpolate(batch, size=(size, size), mode="bilinear", align_corners=False)
-            seen[number] = resized[0].permute(1, 2, 0).numpy()
+            (left, top), side = starts[number], sides[number]
+            window = _cut(squares[number], left, top, side)
+            if side != size:
+                # a batch of one that is whole in memory and known to be channels-last: resized as such, twice as fast
+                batch = torch.from_numpy(np.ascontiguousarray(window.numpy()))[None].permute(0, 3, 1, 2)
+                whole = F.interpolate(batch, size=(size, size), mode="bilinear", align_corners=False)
+                window = whole[0].permute(1, 2, 0)
+            windows.append(window)
+        return windows
 
-    threads = min(torch.get_num_threads(), len(images))
-    if threads == 1:
-        show(range(len(images)))
+    count, threads = len(squares), torch.get_num_threads()
+    step = -(-count // threads)
+    parts = [range(first, min(first + step, count)) for first in range(0, count, step)]
+    if len(parts) == 1 or all(side == size for side in sides):
+        shown = iter([resized(part) for part in parts])
     else:
-        with ThreadPoolExecutor(threads, "windows") as pool:
-            list(pool.map(show, (range(first, len(images), threads) for first in range(threads))))
-    mirrored = torch.nonzero(maps[:, 0, 0] < 0)[:, 0]
-    images[mirrored] = images[mirrored].permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
+        with ThreadPoolExecutor(len(parts), "windows") as pool:
+            shown = pool.map(resized, parts)
+    images = torch.empty(count, size, size, 3)
+    for image, window, mirror in zip(images, chain.from_iterable(shown), (maps[:, 0, 0] < 0).tolist(), strict=True):
+        image.copy_(window.flip(1) if mirror else window)
     return images
 
 
-def _cut(square: Pixels, left: int, top: int, side: int) -> Pixels:
+def _cut(square: Tensor, left: int, top: int, side: int) -> Tensor:
     """The window of `side` pixels at `left`, `top` of a square `(S, S, 3)`, which it may overlap only in part."""
     stored = len(square)
     if 0 <= left <= stored - side and 0 <= top <= stored - side:
@@ -131,8 +134,8 @@ def _cut(square: Pixels, left: int, top: int, side: int) -> Pixels:
     before, after = max(0, -left), min(side, stored - left)
     if above >= below or before >= after:  # beside the square altogether: nothing but its border
         rows, columns = np.arange(top, top + side), np.arange(left, left + side)
-        return square.take(rows, 0, mode="clip").take(columns, 1, mode="clip")
-    window = np.empty((side, side, 3), square.dtype)
+        return torch.from_numpy(square.numpy().take(rows, 0, mode="clip").take(columns, 1, mode="clip"))
+    window = torch.empty(side, side, 3, dtype=square.dtype)
     inside = slice(above, below)
     window[inside, before:after] = square[top + above : top + below, left + before : left + after]
     window[inside, :before] = window[inside, before, None]
@@ -143,19 +146,11 @@ def _cut(square: Pixels, left: int, top: int, side: int) -> Pixels:
 
 
 def _sample(squares: Tensor, size: int, maps: Tensor) -> Tensor:
-    """Squares `(B, S, S, 3)` seen through any maps, as float32 `(B, size, size, 3)`.
-
-    A CPU takes as many at a time as it has threads: each image stays in a core's own cache from step to step.
-    """
-    step = torch.get_num_threads() if squares.device.type == "cpu" else len(squares)
-    maps = maps.to(squares.device)
-    seen = []
-    for at in range(0, len(squares), step):
-        images = squares[at : at + step].permute(0, 3, 1, 2).float()
-        grid = F.affine_grid(maps[at : at + step], [len(images), 3, size, size], align_corners=False)
-        shown = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        seen.append(shown.permute(0, 2, 3, 1))
-    return torch.cat(seen)
+    """Squares `(B, S, S, 3)` seen through any maps, as float32 `(B, size, size, 3)`."""
+    images = squares.permute(0, 3, 1, 2).float()
+    grid = F.affine_grid(maps.to(images.device), [len(images), 3, size, size], align_corners=False)
+    seen = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return seen.permute(0, 2, 3, 1)
 
 
 def _light(images: Tensor, augment: AugmentRecipe, random: Generator | None, own: slice, count: int) -> Tensor:
