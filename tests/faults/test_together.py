@@ -149,7 +149,7 @@ def test_a_file_is_whole_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
     assert calls == [
         ("fsync", "file.part", "old"), ("rename", "file.part", "old"), ("fsync", tmp_path.name, "new"),
     ]  # fmt: skip
-    with pytest.raises(OSError, match="cable"), whole_file(path) as temporary:
+    with pytest.raises(OSError, match="cable"), whole_file(path) as temporary:  # noqa: PT012 - two of them
         temporary.write_text("half of")
         raise OSError("cable")
     assert path.read_text() == "new"
