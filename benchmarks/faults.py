@@ -2,8 +2,8 @@
 
     python benchmarks/faults.py [--kills 100] [--only adapt-kill,torn,...] [--seed 0] [--out FILE]
 
-Prints a Markdown row for each fault: times tried, and what came of it. A try that ends otherwise than it should is listed
-below the table, and the exit code is then 1. Real disk-full and read-only folders need root (small tmpfs mounts).
+Prints a Markdown row for each fault: times tried, and what came of it. A try that ends otherwise than it should is
+listed below the table, and the exit code is then 1. Real full disks and read-only folders need root (tmpfs mounts).
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ def export_kill(t: Trials) -> None:
                 t.expect(not left_over(out), f"export after kills: left over {left_over(out)}")
                 whole += ended.code == 0
     t.row("`export` killed at random moments, begun again", t.kills,
-          f"never half a file under a final name; each of {whole} exports after ten kills is bit for bit the undisturbed "
-          "one and removes what the killed ones left")  # fmt: skip
+          f"never half a file under a final name; each of {whole} exports after ten kills is bit for bit the "
+          "undisturbed one and removes what the killed ones left")  # fmt: skip
 
 
 def predictions(folder: Path) -> dict[str, bytes]:
@@ -327,7 +327,8 @@ def real_disk(t: Trials) -> None:
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         commands = (t.adapt(disk / "new"), t.adapt(disk / "run", "--overwrite"), t.export(disk / "run"),
                     t.predict(disk / "saved"), [*t.predict(t.work / "x"), "--collect", disk / "saved"],
-                    ["report", disk / "run"], ["bundle", disk / "run", "--for", "python", "--out", disk / "kit"])  # fmt: skip
+                    ["report", disk / "run"],
+                    ["bundle", disk / "run", "--for", "python", "--out", disk / "kit"])  # fmt: skip
         for command in commands:
             shutil.rmtree(t.work / "x", ignore_errors=True)
             one_line(t, t.driver.run(*command), f"read-only: {command[0]}", "ead-only file system")
@@ -372,7 +373,7 @@ def signals(t: Trials) -> None:
                     t.finished_as(out, t.whole, f"adapt after SIG{name.upper()}")
         found = ", ".join(f"exit code {code}: {count}" for code, count in sorted(codes.items()))
         t.row(f"SIG{name.upper()} at random moments of adapt, export, predict", sum(codes.values()),
-              f"{found}; one line, no traceback, nothing left over; adapt resumes to the undisturbed outcome")  # fmt: skip
+              f"{found}; one line, no traceback, nothing left; adapt resumes to the undisturbed outcome")  # fmt: skip
     early: Counter[int] = Counter()
     for number in range(20):
         process = subprocess.Popen(
@@ -429,7 +430,8 @@ def torn(t: Trials) -> None:
             except InputError:
                 t.expect(not with_previous, f"a checkpoint {kind} at {place}: the one before it was not loaded")
                 found["one line (there was none before it)"] += 1
-    t.row("a checkpoint cut off, zeroed, or with one flipped bit or a zeroed page, at random places", sum(found.values()),
+    t.row("a checkpoint cut off, zeroed, or with one flipped bit or a zeroed page, at random places",
+          sum(found.values()),
           "; ".join(f"{what}: {count}" for what, count in found.items()) + "; never taken as good")  # fmt: skip
 
 
@@ -456,9 +458,10 @@ def main() -> None:
                 FAULTS[name](trials)
         finally:
             trials.driver.close()
-    table = ["| fault | times tried | outcome |", "|---|---:|---|", *(f"| {a} | {b} | {c} |" for a, b, c in trials.rows), "",
-             f"{sum(tried for _, tried, _ in trials.rows)} tries in {(time.monotonic() - started) / 60:.1f} minutes, seed "
-             f"{options.seed}; {len(trials.wrong)} ended otherwise than they should.", *trials.wrong]  # fmt: skip
+    table = ["| fault | times tried | outcome |", "|---|---:|---|",
+             *(f"| {fault} | {tried} | {came} |" for fault, tried, came in trials.rows), "",
+             f"{sum(tried for _, tried, _ in trials.rows)} tries in {(time.monotonic() - started) / 60:.1f} minutes, "
+             f"seed {options.seed}; {len(trials.wrong)} ended otherwise than they should.", *trials.wrong]  # fmt: skip
     print("\n".join(table[-1 - len(trials.wrong) :]))
     if options.out:
         options.out.write_text("\n".join(table) + "\n", encoding="utf-8")

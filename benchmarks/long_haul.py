@@ -2,10 +2,11 @@
 
     python benchmarks/long_haul.py [--minutes 60] [--commands-every 6] [--out FILE]
 
-Small networks on scikit-learn's digits, so that a cycle takes seconds and many fit into an hour. Most cycles are library
-calls in this one process, whose resident memory, open file handles and threads are read after each; every sixth cycle
-runs the same four steps as commands, whose peak memory is read. Both kinds share one temporary folder and one cache
-folder, whose sizes are followed too. Prints a line for each cycle, then each figure's slope and a verdict. Linux only.
+Small networks on scikit-learn's digits, so that a cycle takes seconds and many fit into an hour. Most cycles are
+library calls in this one process, whose resident memory, open file handles and threads are read after each; every sixth
+cycle runs the same four steps as commands, whose peak memory is read. Both kinds share one temporary folder and one
+cache folder, whose sizes are followed too. Prints a line for each cycle, then each figure's slope and
+a verdict. Linux only.
 """
 
 from __future__ import annotations
@@ -217,7 +218,8 @@ def repeat(minutes: float, commands_every: int, say: Callable[[str], None]) -> d
             figures["cache_mb"].append(size_mb(cache))
             say(json.dumps({
                 "cycle": cycle, "kind": "commands" if as_commands else "library",
-                "seconds": round(time.monotonic() - started, 2), **{name: round(value, 2) for name, value in state.items()},
+                "seconds": round(time.monotonic() - started, 2),
+                **{name: round(value, 2) for name, value in state.items()},
                 "temporary_mb": round(figures["temporary_mb"][-1], 3), "cache_mb": round(figures["cache_mb"][-1], 3),
                 **({"peak_mb": round(figures["peak_mb"][-1], 1)} if as_commands else {}),
                 "left_over": len(hidden), "python_threads": threading.active_count(),
@@ -240,7 +242,7 @@ def main() -> None:
     lines = [
         f"{cycles} cycles in {(time.monotonic() - started) / 60:.1f} minutes, {len(figures['peak_mb'])} of them as "
         f"commands; judged after the first {100 * SETTLED:.0f} %.", "",
-        "| figure | cycles judged | first of all | early third | last third | most | slope, per cycle | growth | verdict |",
+        "| figure | cycles judged | first of all | early third | last third | most | slope, per cycle | growth | |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
         *(
             f"| {row['figure']} | {row['cycles']} | {row['first']:.2f} | {row['early']:.2f} | {row['late']:.2f} | "

@@ -121,6 +121,8 @@ def _workbench(folder: Path) -> Iterator[Path]:
     """A temporary folder inside a held one, so that files move by renaming; what a killed export left there goes."""
     for left in folder.glob(f"{WORKBENCH}*"):
         shutil.rmtree(left, ignore_errors=True)
+    for left in (*folder.glob("manifest.json.part"), *folder.glob("*/manifest.json.part")):
+        left.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix=WORKBENCH, dir=folder) as temporary:
         yield Path(temporary)
 

@@ -1,8 +1,8 @@
 """A process that has everything imported and forks a child for each command: faults by the hundred, in little time.
 
-The child runs the command line as a user's process would, with one fault in it. Faults strike at the n-th thing that is
-done to a file below a folder (opened for writing, renamed, removed, made, synced, saved by safetensors), seen by Python's
-audit events, or after a time.
+The child runs the command line as a user's process would, with one fault in it. Faults strike after a time, or at the
+n-th thing that is done to a file below a folder: opened for writing, renamed, removed, made, synced, or saved by
+safetensors, as Python's audit events tell.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ class Driver:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         job = {
-            "arguments": [str(argument) for argument in arguments], "work": str(self.work), "below": str(below or "/nowhere"),
-            "at": at, "strike": strike, "after": after, "clock": clock, "timeout": timeout,
+            "arguments": [str(argument) for argument in arguments], "work": str(self.work),
+            "below": str(below or "/nowhere"), "at": at, "strike": strike, "after": after,
+            "clock": clock, "timeout": timeout,
         }  # fmt: skip
         print(json.dumps(job), file=self._process.stdin, flush=True)
         answer = json.loads(self._process.stdout.readline())
@@ -205,7 +206,7 @@ def _child(job: dict[str, Any], shared: mmap.mmap) -> None:
         main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - it must not come to the parent's code
         import traceback
 
         traceback.print_exc()
