@@ -36,7 +36,7 @@ class FakeRay:
         self.calls: dict[int, Callable[[], Any]] = {}
 
     def nodes(self) -> list[Record]:
-        return [{"Alive": True, "NodeID": "0", "Resources": self.resources}]
+        return [{"Alive": True, "NodeID": "ab" * 28, "Resources": self.resources}]
 
     def cluster_resources(self) -> Record:
         return self.resources
