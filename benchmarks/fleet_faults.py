@@ -242,7 +242,10 @@ def other_edgeda(site: Site) -> str:
 def other_python(site: Site) -> str:
     """The driver has another Python than the cluster."""
     with two_nodes(1, 0) as (cluster, _):
-        program = f"import platform; platform.python_version = lambda: '3.9.1'; {PLAIN}"
+        odd = (
+            "import ray._private.utils as utils; utils.compute_version_info = lambda: (utils.ray.__version__, '3.9.1')"
+        )
+        program = f"{odd}; {PLAIN}"
         return one_line(site.run("python", "--address", cluster.address, program=program), 3, "3.9.1", "cannot be used")
 
 
