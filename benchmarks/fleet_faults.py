@@ -74,14 +74,22 @@ class Site:
         path = self.root / out / "state" / "cameras" / f"camera-{number}.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 
-    def busy(self, out: str, process: subprocess.Popen[str], fits: Callable[[int], bool] = lambda pid: True) -> int:
-        """The process of a camera that is adapting and has saved its state."""
+    def busy(
+        self,
+        out: str,
+        process: subprocess.Popen[str],
+        fits: Callable[[int], bool] = lambda pid: True,
+        finished: int = 1,
+    ) -> int:
+        """The process of a camera that is adapting and has saved its state, when so many have finished."""
         until = time.monotonic() + WAIT_S
         while time.monotonic() < until and process.poll() is None:
             states = [self.state(out, number) for number in range(CAMERAS)]
+            enough = sum(state.get("status") == "finished" for state in states) >= finished
             for number, state in enumerate(states):
                 saved = (self.root / out / "cameras" / f"camera-{number}" / "checkpoint").is_dir()
-                if state.get("stage") == "joint" and state["status"] == "running" and saved and fits(state["pid"]):
+                adapting = state.get("stage") == "joint" and state["status"] == "running" and saved
+                if enough and adapting and fits(state["pid"]):
                     return int(state["pid"])
             time.sleep(0.02)
         raise SystemExit(f"no camera was adapting: {ended(process)}")
@@ -176,7 +184,7 @@ def killed_node(site: Site) -> str:
     with two_nodes() as (cluster, node):
         process = site.start("node", "--address", cluster.address)
         raylet = node.all_processes["raylet"][0].process.pid
-        site.busy("node", process, lambda pid: psutil.pid_exists(pid) and psutil.Process(pid).ppid() == raylet)
+        site.busy("node", process, lambda pid: psutil.pid_exists(pid) and psutil.Process(pid).ppid() == raylet, 0)
         cluster.remove_node(node, allow_graceful=False)
         return finishes_equally(site, "node", process)
 
@@ -234,7 +242,10 @@ def other_edgeda(site: Site) -> str:
 def other_python(site: Site) -> str:
     """The driver has another Python than the cluster."""
     with two_nodes(1, 0) as (cluster, _):
-        program = f"import platform; platform.python_version = lambda: '3.9.1'; {PLAIN}"
+        odd = (
+            "import ray._private.utils as utils; utils.compute_version_info = lambda: (utils.ray.__version__, '3.9.1')"
+        )
+        program = f"{odd}; {PLAIN}"
         return one_line(site.run("python", "--address", cluster.address, program=program), 3, "3.9.1", "cannot be used")
 
 

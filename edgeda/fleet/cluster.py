@@ -42,12 +42,10 @@ def _connect(workers: int | None, address: str | None) -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = require("ray", "ray", "running many at once")
-    options: Record = {"log_to_driver": False, "logging_level": "critical"}
-    if address is None:
+    options: Record = {"log_to_driver": False, "logging_level": "critical", "address": address or "local"}
+    if address is None:  # `local` is said: without an address Ray takes any cluster that runs on this machine
         cpus = workers or len(os.sched_getaffinity(0))
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    else:
-        options["address"] = address
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:

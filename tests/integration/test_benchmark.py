@@ -135,7 +135,7 @@ def test_on_ray_a_killed_cell_goes_on_ctrl_c_leaves_a_state_and_nothing_is_made_
     recipe.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     arguments = ["benchmark", "--recipe", str(recipe), "--seeds", "1", "--out", str(tmp_path / "o")]
     started = subprocess.Popen(
-        [sys.executable, "-m", "edgeda", *arguments, "--workers", "1"], cwd=tmp_path, env=environment,
+        [sys.executable, "-m", "edgeda", *arguments, "--workers", "2"], cwd=tmp_path, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     cell = tmp_path / "o" / "lab-to-camera" / "KD-UDA" / "seed-0"

@@ -36,7 +36,7 @@ class FakeRay:
         self.calls: dict[int, Callable[[], Any]] = {}
 
     def nodes(self) -> list[Record]:
-        return [{"Alive": True, "NodeID": "0", "Resources": self.resources}]
+        return [{"Alive": True, "NodeID": "ab" * 28, "Resources": self.resources}]
 
     def cluster_resources(self) -> Record:
         return self.resources
@@ -181,3 +181,13 @@ def test_a_cluster_that_cannot_be_used_is_one_line(monkeypatch: pytest.MonkeyPat
         pass
     assert str(caught.value).startswith("the Ray cluster at 10.0.0.5:6379 cannot be used: ")
     assert "\n" not in str(caught.value)
+
+
+def test_without_an_address_a_ray_of_our_own_is_started_even_beside_another(monkeypatch: pytest.MonkeyPatch):
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    asked: Record = {}
+    monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with cluster(workers=3):
+        pass
+    assert (asked["address"], asked["num_cpus"]) == ("local", 3)
