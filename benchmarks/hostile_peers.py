@@ -21,9 +21,9 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.fuzz.cage import World, guarded, run_caged  # noqa: E402 - after the path and the threads are set
-from tests.fuzz.data_cases import hostile_tree, odd_images  # noqa: E402
-from tests.fuzz.seeds import image_bytes  # noqa: E402
+from tests.fuzz.cage import World, guarded, run_caged
+from tests.fuzz.data_cases import hostile_tree, odd_images
+from tests.fuzz.seeds import image_bytes
 
 IMAGES = (
     "png-60000x60000.png", "png-2147483647x1.png", "bomb.png", "wide.png", "icc-bomb.png", "ztxt-bomb.png", "texts.png",

@@ -151,24 +151,28 @@ def build_network(architecture: Architecture, pretrained: str = "none") -> tuple
     return network, origin
 
 
-def _check_shapes(path: Path, architecture: Architecture) -> None:
-    """InputError unless the tensors in a file are those of the architecture it names.
+def _skeleton(architecture: Architecture) -> Network | None:
+    """The network without memory for its weights: a file of a kilobyte can name one of many gigabytes.
 
-    Compared on torch's meta device first: a file of a kilobyte can name a network of many gigabytes.
+    None for a backbone that computes with its weights while it is built.
     """
     try:
         with torch.device("meta"):
-            skeleton, _ = build_network(architecture)
-    except (RuntimeError, NotImplementedError):  # this backbone computes with its weights while it is built
-        return
+            return build_network(architecture)[0]
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+def _check_shapes(path: Path, architecture: Architecture, skeleton: Network) -> None:
+    """InputError unless the tensors in a file are those of the architecture it names."""
     with safe_open(path, framework="pt") as opened:
         found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no dict
     wanted = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}
     if found != wanted:
         differ = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         raise InputError(
-            f"{len(differ)} of its tensors do not fit their own description ({architecture.backbone}), the first is "
-            f"'{differ[0][:80]}'"
+            f"the weights in {path} do not fit their own description: of {architecture.backbone}, {len(differ)} tensors "
+            f"differ, the first is '{differ[0][:80]}'"
         )
 
 
@@ -215,10 +219,13 @@ def load_network(path: Path) -> tuple[Network, NetworkCard]:
     """A saved network in eval mode, and its card."""
     card = read_card(path)
     try:
-        _check_shapes(path, card.architecture)
-        network, _ = build_network(card.architecture)
+        backbone_name(card.architecture.backbone)
+        skeleton = _skeleton(card.architecture)
     except InputError as error:
         raise InputError(f"{path} describes a network that cannot be built: {error}") from error
+    if skeleton is not None:
+        _check_shapes(path, card.architecture, skeleton)
+    network, _ = build_network(card.architecture)
     try:
         network.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:

@@ -46,8 +46,12 @@ def caged(action, tmp_path: Path, limit_s: float = 30):
 def test_the_cage_sees_what_must_not_happen(tmp_path: Path):
     outside = tmp_path / "outside"
     assert any("outside" in line for line in caged(lambda: outside.write_text("x"), tmp_path / "a").problems)
-    assert any("in/moved" in line for line in caged(
-        lambda: os.rename(tmp_path / "b/world/home/canary", tmp_path / "b/world/in/moved"), tmp_path / "b").problems)  # fmt: skip
+    assert any(
+        "in/moved" in line
+        for line in caged(
+            lambda: os.rename(tmp_path / "b/world/home/canary", tmp_path / "b/world/in/moved"), tmp_path / "b"
+        ).problems
+    )
     assert any("started" in line for line in caged(lambda: subprocess.run(["true"]), tmp_path / "c").problems)
     assert any("os.system" in line for line in caged(lambda: os.system("true"), tmp_path / "d").problems)
     assert caged(lambda: Path("here").write_text("x"), tmp_path / "e").problems == []
