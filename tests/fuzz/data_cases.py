@@ -200,7 +200,7 @@ def hostile_tree(world: World, kind: str) -> None:
     elif kind == "deep":
         here = os.getcwd()
         os.chdir(at)
-        for _ in range(600):
+        for _ in range(150):
             os.mkdir(b"d" * 20)
             os.chdir(b"d" * 20)
         os.chdir(here)
