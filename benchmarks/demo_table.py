@@ -24,8 +24,8 @@ from edgeda.profiling.machine import machine_line
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
 from edgeda.report.tables import Column, markdown_table
+from edgeda.scoring import SCORED_IMAGES
 from edgeda.selection import accuracy
-from edgeda.train import SCORED_IMAGES
 
 ROLES = {"source_only": "source-only student", "student": "adapted student", "teacher": "adapted teacher"}
 COLUMNS = [Column("network", "network"), Column("last", "last epoch", "%"), Column("selected", "selected", "%")]

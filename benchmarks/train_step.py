@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py [--teacher r50 --student r34 --batch-size 16 --size 224 --threads 0]
     python benchmarks/train_step.py --teacher r101 --batch-size 32 --only edgeda --steps 1      # does it fit?
+    python benchmarks/train_step.py --teacher r18 --student r18 --size 112 --batch-size 8 --only edgeda --follow 300
 
 The published step is fp32 in torch's own memory format and allocator settings: the teacher is forwarded twice with
 gradients, is not detached, and both networks are in both optimizers. edgeda's is `KdUda.step` of the recipe `paper`
@@ -18,6 +19,8 @@ import time
 from collections.abc import Callable
 
 CLASSES = 31
+FOLLOWED = 15
+"""How often memory is looked at in a long run."""
 
 
 def published_step(arguments: argparse.Namespace) -> Callable[[], object]:
@@ -121,7 +124,7 @@ def measure(arguments: argparse.Namespace) -> None:
     made = edgeda_step(arguments) if arguments.side == "edgeda" else published_step(arguments)
     import torch
 
-    from edgeda.memory import peak_memory_mb
+    from edgeda.memory import peak_memory_mb, resident_memory_mb
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -129,9 +132,15 @@ def measure(arguments: argparse.Namespace) -> None:
     warm_up, steps = (1, arguments.steps or 2) if arguments.side == "published" else (2, arguments.steps or 8)
     for _ in range(warm_up if steps > 1 else 0):
         made()
+    resident = {}
+    for number in range(1, arguments.follow + 1):
+        made()
+        if number % max(1, arguments.follow // FOLLOWED) == 0 or number == 1:
+            resident[number] = resident_memory_mb()
     seconds = sorted(_seconds(made) for _ in range(steps))
     found = {"step_s": seconds[len(seconds) // 2], "fastest_s": seconds[0], "steps": steps,
-             "peak_memory_mb": peak_memory_mb(), "threads": torch.get_num_threads()}  # fmt: skip
+             "peak_memory_mb": peak_memory_mb(), "threads": torch.get_num_threads(),
+             "resident_mb": resident}  # fmt: skip
     if arguments.side == "edgeda":
         del made
         found |= {"matmul_tflops": matmul_peak(), "gflop_per_pair": gflop_per_pair(arguments)}
@@ -153,6 +162,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--steps", type=int, default=0, help="timed steps; 0: 2 of the published, 8 of edgeda's")
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"), help="of edgeda's step")
+    parser.add_argument(
+        "--follow", type=int, default=0, help="first so many steps, with the memory resident after them"
+    )
     parser.add_argument("--only", choices=("published", "edgeda"))
     parser.add_argument("--side", choices=("published", "edgeda"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -173,6 +185,10 @@ def main() -> None:
                 f"{result['threads']} threads)  peak memory {result['peak_memory_mb']:,.0f} MB",
                 flush=True,
             )
+            if result["resident_mb"]:
+                print(
+                    "resident after step: " + ", ".join(f"{k}: {v:,.0f} MB" for k, v in result["resident_mb"].items())
+                )
     if len(found) == 2:
         print(f"edgeda is {found['published']['step_s'] / found['edgeda']['step_s']:.1f} times as fast")
     if "edgeda" in found:

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
-from edgeda.artifacts import CHECKPOINT, RECIPE, ROLES, SUMMARY, RunDirectory
-from edgeda.checkpoint import load_checkpoint, restoring
+from edgeda.artifacts import RECIPE, SUMMARY, RunDirectory
 from edgeda.data import Domains, ImageSet, load_domains
 from edgeda.data.batches import PairedBatches
 from edgeda.data.cache import SquareCache
 from edgeda.data.prefetch import Prefetched
+from edgeda.distributed.batchnorm import synchronize
+from edgeda.distributed.devices import (
+    check_devices,
+    devices_asked,
+    is_lost,
+    joined,
+    lost,
+    make_fabric,
+    same_everywhere,
+    threads_here,
+)
+from edgeda.distributed.group import Group
+from edgeda.distributed.launch import as_job, run_workers
+from edgeda.distributed.world import world
 from edgeda.errors import InputError, from_os_error
-from edgeda.fast_layers import use_fast_layers
+from edgeda.fast_blocks import use_fast_network
+from edgeda.first_networks import first_networks
 from edgeda.memory import keep_freed_memory
 from edgeda.methods import METHODS, Stage, Workshop, method_name, stages
-from edgeda.models import Architecture, Network, backbone_name, build_network, load_network
+from edgeda.models import Architecture, Network, backbone_name
 from edgeda.precision import FABRIC, resolve_device, resolve_precision
-from edgeda.profiling.machine import usable_threads
-from edgeda.recipe import NetworkRecipe, Recipe
+from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe, parse_set
 from edgeda.run_folder import claim, clear, locked, write
 from edgeda.stage_cache import StageCache
 from edgeda.summary import finish
 from edgeda.tracking import Trackers
-from edgeda.train import Fit, Record, Watcher
+from edgeda.train import Fit, Record
+from edgeda.watching import Deaf, Watcher
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +60,12 @@ def adapt(
     resume: bool = False,
     overwrite: bool = False,
     shared: Path | None = None,
+    many_targets: bool = False,
 ) -> Record:
     """Run a recipe and return what summary.json holds.
 
-    `shared` is a folder in which runs leave the stages that others have in common with them, and find them.
+    `shared` is a folder in which runs leave the stages that others have in common with them, and find them; with
+    `many_targets` also, on one device, what runs with other targets can use of a stage that is scored on the target.
     Raises InputError for wrong input (nothing is written), Diverged and Interrupted with the last good
     state kept for `resume`.
     """
@@ -63,33 +79,69 @@ def adapt(
         raise InputError(
             "selection by oracle reads target-test labels: give --target-test, or select by im, snd or last"
         )
-    run = RunDirectory(claim(out, recipe, resume, overwrite))
-    data = load_domains(recipe.data, SquareCache(recipe.data.cache_bytes))
-    recipe = resolve(recipe)
-    networks, origins = _networks(recipe, planned, data, run if resume else None)
-    workshop = make_workshop(recipe, networks)
+    devices = devices_asked(recipe.train.devices)
+    device = resolve_device(recipe.train.device)
+    check_devices(devices, recipe.train.batch_size, device)
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"devices": devices})})
+    if devices > world().size:
+        run = RunDirectory(claim(out, recipe, resume, overwrite))
+        return run_workers(as_job(recipe, run.path, resume, overwrite, shared), devices, watcher)
+    with joined(device) as group:
+        run = RunDirectory(Path(group.decide(lambda: str(claim(out, recipe, resume, overwrite)))))
+        with _in_plain_words(run, recipe):
+            return _run(
+                recipe, planned, run, watcher if group.leads else Deaf(), resume, overwrite, shared, many_targets, group
+            )
+
+
+def _run(
+    recipe: Recipe, planned: list[Stage], run: RunDirectory, watcher: Watcher, resume: bool, overwrite: bool,
+    shared: Path | None, many_targets: bool, group: Group,
+) -> Record:  # fmt: skip
+    """One process's part of a run; the first one writes, and returns the summary."""
+    data = group.leader_first(lambda: load_domains(recipe.data, SquareCache(recipe.data.cache_bytes)))
+    same_everywhere(group, _images_digest(data.source, data.source_test, data.target, data.target_test))
+    precision = group.decide(lambda: resolve(recipe).train.precision)
+    recipe = resolve(recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})}))
+    with group.together():
+        networks, origins = first_networks(recipe, planned, data, run if resume else None, group.leads)
+    origins = group.decide(lambda: origins)
+    workshop = make_workshop(recipe, networks, group)
     if not resume:
         for stage in planned:  # what a stage cannot use is said before hours are spent on those before it
             if stage.check:
                 stage.check(workshop)
             stage.build(workshop)
-    _describe(data, recipe, origins)
+    with contextlib.ExitStack() as lock:
+        with group.together():
+            if group.leads:
+                _describe(data, recipe, origins)
+                run.path.mkdir(parents=True, exist_ok=True)
+                lock.enter_context(locked(run.path))
+                if not resume:
+                    clear(run.path, overwrite)
+                write(run.path / RECIPE, recipe.to_yaml())
+        fit = _train(workshop, planned, run, data, origins, watcher, resume, shared, many_targets)
+        return finish(recipe, run, data, networks, fit, origins) if group.leads else {}
+
+
+@contextlib.contextmanager
+def _in_plain_words(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
+    """What the disk, the memory and other processes can do to a run."""
+    count = recipe.train.batch_size
     try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        with locked(run.path):
-            if not resume:
-                clear(run.path)
-            write(run.path / RECIPE, recipe.to_yaml())
-            fit = _train(workshop, planned, run, data, origins, watcher, resume, shared)
-            return finish(recipe, run, data, networks, fit, origins)
+        yield
+    except KeyboardInterrupt as error:  # outside the loop, which stops by itself
+        raise KeyboardInterrupt(f"go on with: edgeda adapt --out {run.path} --resume") from error
     except OSError as error:
-        raise from_os_error(error, f"writing the run {run.path}") from error
+        raise from_os_error(error, f"working on the run {run.path}") from error
     except RuntimeError as error:
+        if is_lost(error):
+            raise lost(error, f"; go on with: edgeda adapt --out {run.path} --resume") from error
         if not _out_of_memory(error):
             raise
         raise InputError(
-            f"not enough memory for batches of {recipe.train.batch_size} and {recipe.train.batch_size} images; lower "
-            "train.batch_size or data.input_size"
+            f"not enough memory for batches of {count} and {count} images; lower train.batch_size or data.input_size"
         ) from error
 
 
@@ -160,7 +212,7 @@ def check(recipe: Recipe) -> Recipe:
 def resolve(recipe: Recipe) -> Recipe:
     """The recipe with everything decided that `auto` left open; may have to measure."""
     recipe = check(recipe)
-    threads = recipe.train.threads or usable_threads()
+    threads = recipe.train.threads or threads_here()
     torch.set_num_threads(threads)
     device = resolve_device(recipe.train.device)
     if device == "cpu":
@@ -171,13 +223,16 @@ def resolve(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": train})
 
 
-def make_workshop(recipe: Recipe, networks: dict[str, Network]) -> Workshop:
+def make_workshop(recipe: Recipe, networks: dict[str, Network], group: Group | None = None) -> Workshop:
     """The networks on the device of a resolved recipe, in its precision."""
-    fabric = Fabric(accelerator=recipe.train.device, devices=1, precision=FABRIC[recipe.train.precision])  # type: ignore[arg-type]
-    if (recipe.train.device, recipe.train.precision) == ("cpu", "bf16"):
-        for network in networks.values():
-            use_fast_layers(network)
-    return Workshop(fabric, recipe, {role: fabric.setup_module(network) for role, network in networks.items()})
+    fabric = make_fabric(recipe.train.device, FABRIC[recipe.train.precision])
+    for network in networks.values():
+        if group is not None and group.size > 1:
+            synchronize(network)
+        if (recipe.train.device, recipe.train.precision) == ("cpu", "bf16"):
+            use_fast_network(network)
+    modules = {role: fabric.setup_module(network) for role, network in networks.items()}
+    return Workshop(fabric, recipe, modules, group=group or Group())
 
 
 def _train(
@@ -189,6 +244,7 @@ def _train(
     watcher: Watcher,
     resume: bool,
     shared: Path | None,
+    many_targets: bool,
 ) -> Fit:
     recipe = workshop.recipe
     batches = PairedBatches(
@@ -199,14 +255,19 @@ def _train(
         recipe.train.batch_size,
         recipe.train.seed,
         workshop.fabric.device,
+        (workshop.group.rank, workshop.group.size),
     )
     images = _images_digest(data.source, data.source_test, data.target, data.target_test)
     fingerprint = hashlib.sha256(f"{json.dumps(recipe.outcome())}{images}".encode()).hexdigest()
     source_images = _images_digest(data.source, data.source_test)
-    cache = StageCache(shared, recipe, images, source_images, origins) if shared else None
+    cache = (
+        StageCache(shared, recipe, images, source_images, origins, many_targets and workshop.group.size == 1)
+        if shared
+        else None
+    )
     depth = recipe.train.prefetch
     feed = Prefetched(batches, PREFETCH[recipe.train.device] if depth is None else depth)
-    trackers = Trackers(recipe.train.track)
+    trackers = Trackers(recipe.train.track if workshop.group.leads else ())
     fit = Fit(workshop, planned, feed, data, run.path, watcher, fingerprint, origins, cache, trackers)
     finished = False
     try:
@@ -217,55 +278,6 @@ def _train(
         feed.close()
         trackers.close(finished)
     return fit
-
-
-def _networks(
-    recipe: Recipe, planned: list[Stage], data: Domains, resumed: RunDirectory | None
-) -> tuple[dict[str, Network], dict[str, str]]:
-    """The networks of every role that is trained or started from, and where their first weights come from.
-
-    Each role has random numbers of its own, so that the student starts equally whatever the method. To
-    resume, only shapes are built: the checkpoint holds the weights.
-    """
-    state = load_checkpoint(resumed.path / CHECKPOINT) if resumed else None
-    files = {role: of for stage in planned for role, of in stage.starts_from.items() if isinstance(of, Path)}
-    copied = {of for stage in planned for of in stage.starts_from.values() if isinstance(of, str)}
-    roles = copied.union(*((*stage.trains, *stage.scores, *stage.starts_from) for stage in planned))
-    assert roles <= set(ROLES), f"stages name unknown roles: {roles - set(ROLES)}"
-    networks: dict[str, Network] = {}
-    origins: dict[str, str] = {}
-    for role in (role for role in ROLES if role in roles):
-        torch.manual_seed(recipe.train.seed + zlib.crc32(role.encode()))
-        part = recipe.teacher if role == "teacher" else recipe.student
-        architecture = Architecture(part.backbone, len(data.classes), part.bottleneck)
-        first = "none" if state or role == "source_only" else part.pretrained
-        if state and role in state.get("architectures", {}):  # pruning changes shapes on the way
-            with restoring(resumed.path / CHECKPOINT if resumed else Path()):
-                architecture = Architecture(**state["architectures"][role])
-        if role in files and not state:
-            network, origins[role] = _load_start(files[role], part if role != "source_only" else None, data)
-        else:
-            network, origins[role] = build_network(architecture, first)
-        networks[role] = network.to(memory_format=torch.channels_last)
-    if "source_only" in origins and "source_only" not in files:
-        origins["source_only"] = origins.get("student", "from scratch")
-    return networks, dict(state.get("origins") or {}) if state else origins
-
-
-def _load_start(path: Path, wanted: NetworkRecipe | None, data: Domains) -> tuple[Network, str]:
-    """A network of an earlier run, head and pruned widths included; InputError when it is not the one `wanted`."""
-    network, card = load_network(path)
-    found = card.architecture
-    if wanted and (found.backbone, found.bottleneck) != (wanted.backbone, wanted.bottleneck):
-        raise InputError(
-            f"{path} holds a {found.backbone} with bottleneck {found.bottleneck}, the recipe's network is a "
-            f"{wanted.backbone} with bottleneck {wanted.bottleneck}; leave both alone"
-        )
-    if card.classes != data.classes:
-        raise InputError(
-            f"{path} was trained for other classes than those of the source {data.source.name}; use its own"
-        )
-    return network, f"the run {path.parent.name} ({path.name})"
 
 
 def _describe(data: Domains, recipe: Recipe, origins: dict[str, str]) -> None:

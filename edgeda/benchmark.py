@@ -186,6 +186,7 @@ def _make_on_ray(
     cells: Sequence[Planned], out: Path, overwrite: bool, workers: int | None, address: str | None
 ) -> None:
     """Every cell once, several at a time; of those that have stages in common the first goes ahead."""
+    from edgeda.fleet.cluster import cluster
     from edgeda.fleet.scheduler import Job, requests, run_jobs
 
     (out / LOCKS).mkdir(parents=True, exist_ok=True)
@@ -198,7 +199,8 @@ def _make_on_ray(
         }  # fmt: skip
         finished = (planned.folder / SUMMARY).is_file()
         if not finished or (overwrite and differences(planned.folder, planned.recipe)):
-            jobs.append(Job(str(planned), work, cpus, gpus, shares=f"{planned.scenario} {planned.seed}"))
+            shares = f"{planned.scenario} {planned.seed}"
+            jobs.append(Job(str(planned), work, _work_on, cpus, gpus, shares))
 
     def ended(job: Job, result: Record) -> None:
         if result["status"] == "failed":  # by the machine: a cell's own failure is noted where it was made
@@ -207,7 +209,9 @@ def _make_on_ray(
             planned.failure.write_text(result["reason"] + "\n", encoding="utf-8")
         log.info("%s: %s", job.name, result.get("reason") or result["status"])
 
-    run_jobs(jobs, _work_on, ended, workers=workers, address=address)
+    if jobs:
+        with cluster(workers, address) as ray:
+            run_jobs(ray, jobs, ended)
 
 
 def _work_on(work: Record) -> Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,12 @@ from edgeda.methods import ALIASES, stages
 from edgeda.models import backbone_name
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
-from edgeda.run_folder import LOCK
+from edgeda.run_folder import LOCK, is_vacant
 
-NOT_COMPARED = ("name", "train.threads", "train.checkpoint_minutes")
+NOT_COMPARED = ("name", "train.threads", "train.checkpoint_minutes", "train.devices")
 """Keys that do not say what a run's result is."""
+ORPHAN_S = 60.0
+"""Seconds in which a worker whose node or driver has died ends, too."""
 
 
 def differences(folder: Path, recipe: Recipe) -> list[tuple[str, Any, Any]]:
@@ -50,7 +53,7 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
 
 def sweep(folder: Path) -> None:
     """Empty a run directory whose process died before it wrote its recipe."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, f"{RECIPE}.part"}:
+    if folder.is_dir() and is_vacant(folder):
         for path in list(folder.iterdir()):
             path.unlink()
 
@@ -73,3 +76,10 @@ def is_training(folder: Path) -> bool:
         return False
     with holding(folder / LOCK) as free:
         return not free
+
+
+def until_free(folder: Path, seconds: float = ORPHAN_S) -> None:
+    """Wait until no process holds a run directory: one whose node was lost may outlive it for a moment."""
+    until = time.monotonic() + seconds
+    while is_training(folder) and time.monotonic() < until:
+        time.sleep(0.1)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -20,7 +23,8 @@ from edgeda.cli_options import Json
 from edgeda.cli_predict import predict
 from edgeda.cli_report import compare, report
 from edgeda.cli_training import AdaptCommand, adapt, benchmark, prune
-from edgeda.console import out, print_result, set_up_logging, shown, stderr, terminal_width
+from edgeda.console import out, print_result, set_up_logging, shown, silence, stderr, terminal_width
+from edgeda.distributed.world import speaks_first, world
 from edgeda.errors import EdgedaError, Interrupted, MissingExtra, from_os_error
 
 app = typer.Typer(
@@ -77,11 +81,41 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     set_up_logging()
-    with _one_line(debug):
+    if not world().leads:
+        silence()
+    with _one_line(debug), _terminated_like_interrupted():
         code = app(arguments, prog_name="edgeda", standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: what is half-written is removed, and one line is said."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = False
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal heard
+        heard = True
+        raise KeyboardInterrupt
+
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        if heard:  # what a library made of it, such as an import that failed
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -119,6 +153,9 @@ def _one_line(debug: bool) -> Iterator[None]:
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
+    if not speaks_first():
+        sys.exit(code)
+    stderr.quiet = False
     if debug:
         traceback.print_exc()
     stderr.print(f"error: {shown(' '.join(message.split()))[:MOST_OF_A_LINE]}", markup=False)

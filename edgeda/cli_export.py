@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +10,6 @@ import typer
 from edgeda.cli_options import Json, Threads
 from edgeda.console import print_result
 from edgeda.errors import InputError, did_you_mean, require
-
-log = logging.getLogger(__name__)
 
 
 def export(
@@ -103,7 +100,7 @@ def export(
     from edgeda.export.consumers import CONSUMERS, requests
     from edgeda.export.images import calibration_images, parity_images, teaching
     from edgeda.export.tensorrt import EngineOptions, build_engines, check_request, engine_text
-    from edgeda.report.summary import export_text
+    from edgeda.report.summary import export_text, warn_against
 
     engine_options = EngineOptions(
         workspace_mb=workspace_mb, timing_cache=timing_cache, dla_core=dla, version_compatible=version_compatible
@@ -126,8 +123,8 @@ def export(
     if qat and not int8:
         raise InputError("--qat teaches an int8 student; add --precision int8")
     run = find_run(model)
-    if role == "student" and (run.summary().get("verdict") or {}).get("ship") == "source-only":
-        log.warning("the verdict is to ship the source-only student: edgeda export %s --role source_only", run.path)
+    if role == "student":
+        warn_against(run)
     checked = parity_images(run, images, role)
     result = export_run(
         run, checked.squares, images_from=checked.origin, role=role, labels=checked.labels, out=out_,

@@ -27,6 +27,10 @@ def fleet(
         str | None, typer.Option(metavar="PLACE", help="Where progress is kept: a folder or URL; default: OUT/state.")
     ] = None,
     status: Annotated[bool, typer.Option("--status", help="Run nothing: say what is known from the state.")] = False,
+    check_drift: Annotated[
+        bool,
+        typer.Option("--check-drift", help="Also hold finished cameras against what their models were adapted to."),
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Adapt one source to many cameras at once, on Ray; what cameras have in common is computed once.
@@ -46,14 +50,14 @@ def fleet(
         raise InputError("--workers is for a Ray on this machine; leave it out with --address")
     if recipe is None and not (status and (state or out_)):
         raise InputError("FLEET.yaml is missing; it names the source and the cameras (--status needs --state or --out)")
-    require("torch", "train", "a fleet")
     from edgeda.fleet import fleet as run_fleet
     from edgeda.fleet import fleet_status
 
     if status or recipe is None or out_ is None:
         result = fleet_status(state or default_place(out_ or Path()))
     else:
-        result = run_fleet(recipe, out_, state=state, workers=workers, address=address)
+        require("torch", "train", "a fleet")
+        result = run_fleet(recipe, out_, state=state, workers=workers, address=address, check_drift=check_drift)
     print_result(json_, result, lambda: fleet_text(result, terminal_width()))
     if result["counts"].get("failed"):
         raise InputError(failed_line(result))

@@ -32,8 +32,9 @@ def predict(
         Path | None, typer.Option(help="Folder for annotated images and videos; must be new or empty.")
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(help="Most frames that go through the network together; none waits for others.", min=1)
-    ] = 1,
+        int | None,
+        typer.Option(help="Most frames that go through the network together; none waits. Default: 4 of files.", min=1),
+    ] = None,
     top_k: Annotated[int, typer.Option(help="Classes in each line, the likeliest first.", min=1)] = 1,
     engine: Annotated[
         str | None, typer.Option(help="onnxruntime or openvino; default: the one that is faster here.")
@@ -94,9 +95,12 @@ def closed_pipe_is_an_end() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopped_by_signals(pipeline: Pipeline) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop the pipeline; a second Ctrl-C does not wait for it."""
+    """Ctrl-C and SIGTERM stop the pipeline; a second Ctrl-C does not wait for it, a second SIGTERM changes nothing."""
+    stopping = False
 
     def stop(number: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
         pipeline.stop()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -105,4 +109,5 @@ def stopped_by_signals(pipeline: Pipeline) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if number == signal.SIGINT or not stopping:
+                signal.signal(number, handler)

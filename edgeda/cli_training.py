@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +12,7 @@ from typer.core import TyperCommand
 
 from edgeda.cli_options import Json
 from edgeda.console import TrainingDisplay, print_result, terminal_width
-from edgeda.errors import InputError, require
+from edgeda.errors import InputError, Interrupted, require
 
 
 class AdaptCommand(TyperCommand):
@@ -84,7 +86,14 @@ def adapt(
         typer.Option(help="What pulls the target's features to the source's: one, or several as mmd,mcc."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the source in the main stage.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images of each domain in a batch.")] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Images of each domain in a batch, on all devices together: --devices divides it."),
+    ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(help="GPUs (or CPU processes) that train together; default: 1, under torchrun all it started."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     select: Annotated[
         str | None,
@@ -118,7 +127,7 @@ def adapt(
     asked: dict[str, Any] = {
         "teacher.backbone": teacher, "student.backbone": student, "data.source": source, "data.target": target,
         "data.target_test": target_test, "method": method, "train.epochs": epochs, "train.batch_size": batch_size,
-        "train.seed": seed, "select.rule": select, "train.precision": precision,
+        "train.devices": devices, "train.seed": seed, "select.rule": select, "train.precision": precision,
         "data.cache_gb": cache_gb,
         "adapt.alignment": [name.strip() for name in alignment.split(",")] if alignment is not None else None,
     }  # fmt: skip
@@ -134,10 +143,19 @@ def adapt(
         resolved = adapt_recipe(recipe, options, set_ or [], out_, resume)
     display = TrainingDisplay()
     try:
-        summary = run_adapt(resolved, out_, display, resume=resume, overwrite=overwrite)
+        with _saying_how_to_go_on():
+            summary = run_adapt(resolved, out_, display, resume=resume, overwrite=overwrite)
     finally:
         display.close()
     print_result(json_, summary, lambda: summary_text(summary))
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"stopped; {error}" if str(error) else "stopped before anything was written") from None
 
 
 def prune(
@@ -176,7 +194,8 @@ def prune(
     resolved = prune_recipe(find_run(model), role, options, set_ or [], out_)
     display = TrainingDisplay()
     try:
-        summary = run_adapt(resolved, out_, display, overwrite=overwrite)
+        with _saying_how_to_go_on():
+            summary = run_adapt(resolved, out_, display, overwrite=overwrite)
     finally:
         display.close()
     print_result(json_, summary, lambda: summary_text(summary))

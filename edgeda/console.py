@@ -34,6 +34,11 @@ def set_up_logging() -> None:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
+def silence() -> None:
+    """Say nothing: another process of the same run speaks."""
+    stderr.quiet = True
+
+
 class TrainingDisplay:
     """A bar with pairs/s and time left where there is a terminal, and a line for every epoch."""
 
@@ -106,14 +111,15 @@ def shown(text: str) -> str:
 
 def out(text: str) -> None:
     """Print a result on stdout."""
-    if sys.stdout is not None:  # closed with >&-
+    if sys.stdout is not None and not stderr.quiet:  # None: closed with >&-
         sys.stdout.write(shown(text) + "\n")
         sys.stdout.flush()
 
 
 def print_result(as_json: bool, result: Record, text: Callable[[], str]) -> None:
     """Print a command's result on stdout: one JSON object, or text."""
-    out(json.dumps(result, indent=2, allow_nan=False) if as_json else text())
+    if not stderr.quiet:
+        out(json.dumps(result, indent=2, allow_nan=False) if as_json else text())
 
 
 def terminal_width() -> int:

@@ -5,7 +5,8 @@
     |   |-- Diverged       2    training reached a loss or gradient that is not finite
     |   `-- Interrupted    2    Ctrl-C: the state is saved, the message says how to go on
     `-- MachineError       3    this machine lacks what the request needs
-        `-- MissingExtra   3    ... and a `pip install` would bring it
+        |-- MissingExtra   3    ... and a `pip install` would bring it
+        `-- WorkerLost     3    a process of a run on several devices died, or another one failed
 
 Anything else that leaves a command is a bug and exits with 1.
 """
@@ -48,6 +49,10 @@ class MachineError(EdgedaError):
 
 class MissingExtra(MachineError):
     """A package of an optional extra is not installed."""
+
+
+class WorkerLost(MachineError):
+    """A process of a run on several devices is gone; those that are left cannot go on."""
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

@@ -17,7 +17,7 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """`(B, C, H, W)` to `(B, K, H, W)`; the weight's gradient is one matrix product, without reordering."""
-        if not _half(input) or not input.is_contiguous(memory_format=torch.channels_last):
+        if not half(input) or not input.is_contiguous(memory_format=torch.channels_last):
             return super().forward(input)
         return F.linear(input.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
@@ -27,10 +27,15 @@ class IntegerReLU(nn.ReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         """`max(input, 0)`. A NaN of negative sign becomes 0 here, and NaN again in the gradient of what made it."""
-        if input.dtype != torch.bfloat16 or input.device.type != "cpu":
-            return super().forward(input)
-        rectified: Tensor = _Rectify.apply(input, self.inplace)
-        return rectified
+        return rectify(input, self.inplace)
+
+
+def rectify(values: Tensor, inplace: bool) -> Tensor:
+    """`max(values, 0)`, of bf16 numbers on a CPU by their bits."""
+    if values.dtype != torch.bfloat16 or values.device.type != "cpu":
+        return nn.functional.relu(values, inplace=inplace)
+    rectified: Tensor = _Rectify.apply(values, inplace)
+    return rectified
 
 
 class _Rectify(torch.autograd.Function):
@@ -48,7 +53,14 @@ class _Rectify(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
         (result,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(gradients[0], result, 0), None
+        return rectified_gradient(gradients[0], result), None
+
+
+def rectified_gradient(gradient: Tensor, result: Tensor) -> Tensor:
+    """`gradient` where `result` of a ReLU is positive, else 0: of bf16 numbers by the bits of both."""
+    bits = torch.ops.aten.threshold_backward(gradient.view(torch.int16), result.view(torch.int16), 0)
+    selected: Tensor = bits.view(torch.bfloat16)
+    return selected
 
 
 def use_fast_layers(network: nn.Module) -> None:
@@ -64,7 +76,8 @@ def _is_pointwise(conv: nn.Conv2d) -> bool:
     return conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1 and conv.padding in ((0, 0), "valid")
 
 
-def _half(values: Tensor) -> bool:
+def half(values: Tensor) -> bool:
+    """Whether a layer computes in bf16 on a CPU, from the numbers themselves or by autocast."""
     if values.device.type != "cpu":
         return False
     return values.dtype == torch.bfloat16 or (

@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import sys
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """glibc's malloc.h."""
@@ -16,7 +17,8 @@ def keep_freed_memory() -> bool:
     """Make the C library keep what is freed for the next allocation, and use large pages; whether it could be asked.
 
     By default every large tensor is mapped and unmapped anew, and the system clears each of its pages: hundreds of
-    thousands of page faults in a training step on a CPU. Large pages work if no tensor was made before.
+    thousands of page faults in a training step on a CPU. torch looks for large pages when it makes its first
+    tensor: call this before that, be it after `import torch`.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch
     if not sys.platform.startswith("linux"):
@@ -30,5 +32,22 @@ def keep_freed_memory() -> bool:
 
 def peak_memory_mb() -> float:
     """The most memory this process ever had resident, in MB (2**20 bytes)."""
+    found = _status_mb("VmHWM")
+    if found is not None:
+        return found
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
+def resident_memory_mb() -> float | None:
+    """The memory this process has resident now, in MB (2**20 bytes); None where the system does not say."""
+    return _status_mb("VmRSS")
+
+
+def _status_mb(field: str) -> float | None:
+    """A field of Linux's own account. `getrusage` also counts what the process was before it ran this program."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((round(int(line.split()[1]) / 2**10, 1) for line in lines if line.startswith(field + ":")), None)

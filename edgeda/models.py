@@ -171,8 +171,8 @@ def _check_shapes(path: Path, architecture: Architecture, skeleton: Network) -> 
     if found != wanted:
         differ = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         raise InputError(
-            f"the weights in {path} do not fit their own description: {len(differ)} tensors of {architecture.backbone} "
-            f"differ, the first is '{differ[0][:80]}'"
+            f"the weights in {path} do not fit their own description: of {architecture.backbone}, {len(differ)} tensors"
+            f" differ, the first is '{differ[0][:80]}'"
         )
 
 

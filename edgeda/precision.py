@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from edgeda.errors import MachineError
-from edgeda.fast_layers import use_fast_layers
+from edgeda.fast_blocks import use_fast_network
 from edgeda.models import Architecture, build_network
 from edgeda.user_cache import cache_folder
 
@@ -65,7 +65,7 @@ def _step_seconds(architecture: Architecture, size: int) -> tuple[float, float]:
     """
     with torch.random.fork_rng(devices=[]):
         network = build_network(architecture)[0].to(memory_format=torch.channels_last).train()
-        use_fast_layers(network)  # they act in bf16 alone
+        use_fast_network(network)  # they act in bf16 alone
         count = min(PROBE_BATCH, max(2, round(PROBE_BATCH * (PROBE_SIZE / size) ** 2)))
         images = torch.randn(count, 3, size, size).to(memory_format=torch.channels_last)
         _timed_step(network, images, False)

@@ -35,7 +35,7 @@ def predict(
     emit: Emit,
     engine: str | None = None,
     threads: int | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     top_k: int = 1,
     save: Path | None = None,
     drift: bool = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from edgeda.runtime import ImageFiles, Result, Source
 from edgeda.runtime.annotate import annotated
 from edgeda.runtime.preprocessing import Pixels, to_rgb
 from edgeda.runtime.sources import open_cv
+from edgeda.whole_file import HeldFolder
 
 
 def fresh_folder(path: Path, option: str, overwrite: bool) -> Path:
@@ -35,6 +37,7 @@ class Saver:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._held = HeldFolder(folder, "saving predictions in")
         self._writers: dict[str, tuple[Any, Path, tuple[int, int]]] = {}
         self._taken: set[Path] = set()
 
@@ -47,18 +50,19 @@ class Saver:
         try:
             if isinstance(source, ImageFiles):
                 path = self._image_path(source, source.paths[result.frame.index])
-                Image.fromarray(annotated(rgb_pixels(result), text)).save(path, quality=90)
+                _save_jpeg(annotated(rgb_pixels(result), text), path, quality=90)
             else:
                 self._write(source, annotated(rgb_pixels(result), text))
         except OSError as error:
             raise from_os_error(error, "saving annotated results") from error
 
     def close(self) -> None:
-        """Finish the videos and give them their names."""
+        """Finish the videos and give them their names, and let others have the folder."""
         writers, self._writers = self._writers, {}
         for writer, path, _ in writers.values():
             writer.release()
             path.replace(path.with_name(path.name.replace(".part.mp4", ".mp4")))
+        self._held.release()
 
     def _image_path(self, source: ImageFiles, path: Path) -> Path:
         inside = path.relative_to(source.root) if source.root and path.is_relative_to(source.root) else Path(path.name)
@@ -91,6 +95,7 @@ class Collector:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder = folder
+        self._held = HeldFolder(folder, "collecting frames in")
         self._limit = limit
         self.count = 0
 
@@ -101,10 +106,21 @@ class Collector:
         stem = file_name(result.frame.source.item(result.frame.index))
         path = self._folder / f"{_unique(stem, self._folder)}.jpg"
         try:
-            Image.fromarray(rgb_pixels(result)).save(path, quality=95)
+            _save_jpeg(rgb_pixels(result), path, quality=95)
         except OSError as error:
             raise from_os_error(error, "collecting frames") from error
         self.count += 1
+
+
+def _save_jpeg(pixels: Pixels, path: Path, quality: int) -> None:
+    """A whole file or none; a power cut may lose the last ones, since nobody waits for the disk at every frame."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        Image.fromarray(pixels).save(temporary, "JPEG", quality=quality)
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def rgb_pixels(result: Result) -> Pixels:

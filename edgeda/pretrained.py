@@ -65,6 +65,8 @@ def _can_be_had(name: str) -> bool:
         for file in ("model.safetensors", "pytorch_model.bin"):
             if isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str):
                 return True
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
     if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True  # only the client knows its proxy
     endpoint = urlsplit(huggingface_hub.constants.ENDPOINT)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeda.channels import Coupling, Kept, couplings, narrow, output_pixels, widths
+from edgeda.distributed.group import Group
 from edgeda.errors import Diverged, InputError
 from edgeda.models import Network
 from edgeda.profiling.complexity import torch_complexity
@@ -43,8 +44,8 @@ class ChannelScores:
     a channel takes away exactly that, whereas a zero before BatchNorm would leave its bias behind.
     """
 
-    def __init__(self, network: nn.Module, found: Mapping[str, Coupling]) -> None:
-        self._network, self._found = network, dict(found)
+    def __init__(self, network: nn.Module, found: Mapping[str, Coupling], group: Group | None = None) -> None:
+        self._network, self._found, self._group = network, dict(found), group or Group()
         device = next(network.parameters()).device
         self.sums = {
             conv: torch.zeros(2, width, dtype=torch.float64, device=device)
@@ -77,8 +78,8 @@ class ChannelScores:
         gradients = iter(torch.autograd.grad(loss, flat))
         for conv, taken in self._taken.items():
             products = torch.cat([_means(activation.detach(), next(gradients)) for activation in taken])
-            self.sums[conv][0] += products[:source_images].mean(dim=0).abs()
-            self.sums[conv][1] += products[source_images:].mean(dim=0).abs()
+            means = torch.stack([products[:source_images].mean(dim=0), products[source_images:].mean(dim=0)])
+            self.sums[conv] += (self._group.mean(means) / self._group.size).abs()  # gradients of whole rows are larger
 
     def scores(self) -> dict[str, Tensor]:
         """The smaller of both domains' normalized sums, `(C,)` for every convolution; Diverged if one is not finite."""

@@ -143,8 +143,9 @@ class AdaptRecipe(Strict):
     """Times the alignment term."""
     gamma_on: Literal["alignment", "classification"] = "alignment"
     """What the ramp gamma(p) multiplies: the alignment (DAN, TCP) or the cross-entropy (eq. 2 as printed)."""
-    batchnorm: Literal["joint", "per-domain"] = "joint"
-    """Training statistics over the stacked source and target batch, or one forward per domain."""
+    batchnorm: Literal["joint", "per-domain", "frozen"] = "joint"
+    """Training statistics over the stacked source and target batch, or one forward per domain; frozen: while a network
+    adapts, the running statistics it came with, unchanged."""
     target_statistics: bool = False
     """Ship adapted networks with BatchNorm statistics estimated anew on target images (AdaBN)."""
 
@@ -237,11 +238,14 @@ class TrainRecipe(Strict):
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     """Passes over the source that teacher and student learn before adapting."""
     batch_size: Annotated[int, Field(ge=2)] = 32
-    """Images of each domain in a batch."""
+    """Images of each domain in a batch: in the whole of it, which `devices` divide among them."""
+    devices: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Processes that train, each on a GPU of its own or on its share of the cores; null: as many as torchrun has
+    started, else one. The result is that of one process, up to rounding."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """CPU threads; 0: all cores, or OMP_NUM_THREADS where that is set."""
+    """CPU threads of a process; 0: all cores (divided by the processes here), or OMP_NUM_THREADS where that is set."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     prefetch: Annotated[int, Field(ge=0, le=64)] | None = None
     """Batches made in the background while a step runs; null: 2 on a GPU, and none on a CPU, whose cores are busy."""
@@ -261,7 +265,7 @@ class SelectRecipe(Strict):
     """im and snd need no target labels; oracle reads target-test labels and says so everywhere."""
 
 
-WORKPLACE = {"data": {"cache_gb"}, "train": {"prefetch", "track"}}
+WORKPLACE = {"data": {"cache_gb"}, "train": {"prefetch", "track", "devices"}}
 """Keys that say how a machine works, not what comes out: they may differ when a run is resumed or shared."""
 
 

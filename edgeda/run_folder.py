@@ -13,6 +13,7 @@ from edgeda.errors import InputError
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
 from edgeda.tracking import FOLDERS
+from edgeda.whole_file import PART, whole_file
 
 OURS = (RECIPE, SUMMARY, METRICS, "report.html", *(f"{role}.safetensors" for role in ROLES))
 LOCK = ".lock"
@@ -29,12 +30,17 @@ def claim(out: Path | None, recipe: Recipe, resume: bool, overwrite: bool) -> Pa
         return out
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and not is_vacant(out):
         if not _is_run(out):
             raise InputError(f"--out {out} is not empty and not a run directory; choose another folder")
         if not overwrite:
             raise InputError(f"the run {out} exists already; add --resume to go on, --overwrite to start again")
     return out
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether a folder is empty but for what a run leaves that died before it wrote its recipe."""
+    return {path.name for path in folder.iterdir()} <= {LOCK, RECIPE + PART}
 
 
 def _is_run(folder: Path) -> bool:
@@ -57,17 +63,24 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def clear(folder: Path) -> None:
-    """Remove an earlier run's own files, nothing else."""
+def clear(folder: Path, overwrite: bool) -> None:
+    """Remove an earlier run's own files, nothing else.
+
+    The recipe, which makes the folder a run's, stays until it is replaced.
+    InputError for a run that another process made since the folder was claimed, unless it may be replaced.
+    """
+    if not overwrite and not is_vacant(folder):
+        raise InputError(f"another process has made the run {folder} meanwhile; choose another --out")
     for name in OURS:
-        (folder / name).unlink(missing_ok=True)
+        if name != RECIPE:
+            (folder / name).unlink(missing_ok=True)
+        (folder / (name + PART)).unlink(missing_ok=True)
     for name in OUR_FOLDERS:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
 
 
 def write(path: Path, text: str) -> None:
-    """Write a whole text file or none."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Write a whole text file or none; OSError when the disk is full or the folder is not ours."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from edgeda import __version__
 from edgeda.checkpoint import FILE, load_checkpoint, save_checkpoint
-from edgeda.errors import InputError
+from edgeda.errors import InputError, from_os_error
 from edgeda.methods.base import Stage
 from edgeda.recipe import Recipe
 
@@ -25,16 +25,19 @@ FORMAT = 1
 """Raised when code changes what a stage makes of the same recipe and images."""
 ALWAYS = ("data", "train", "select")
 """Sections of the recipe that every stage depends on."""
-
-
+EPOCHS_BYTES = 10 * 10**9
+"""Weights of a stage's epochs that are kept for other targets at most; a longer stage is trained by each run."""
 OF_THE_TARGET = ("target", "target_test", "video")
 """Keys of section `data` that a stage which sees the source alone does not depend on."""
 
 
 def for_any_target(stages: list[Stage]) -> list[str]:
-    """Names of the stages whose outcome is the same whatever the target: warm-ups, which are not scored either."""
+    """Names of the stages that train the same whatever the target: warm-ups and the source-only reference.
+
+    The target still decides which epoch of one that is scored is selected.
+    """
     return [
-        stage.name for index, stage in enumerate(stages) if stage.epochs and _sees_source_alone(_chain(stages, index))
+        stage.name for index, stage in enumerate(stages) if stage.epochs and _trains_on_source(_chain(stages, index))
     ]
 
 
@@ -48,18 +51,49 @@ def _chain(stages: list[Stage], index: int) -> list[Stage]:
     return [*(other for other in stages[:index] if roles & set(other.trains)), stages[index]]
 
 
-def _sees_source_alone(chain: list[Stage]) -> bool:
-    return not any(stage.adapts or stage.scores or stage.reads is None for stage in chain)
+def _trains_on_source(chain: list[Stage]) -> bool:
+    """Whether the last stage of a chain trains alike for every target; an earlier one that is scored selects by it."""
+    if any(stage.adapts or stage.reads is None for stage in chain):
+        return False
+    return not any(stage.scores for stage in chain[:-1])
 
 
 class StageCache:
-    """Finished stages by what decides their outcome: recipe, images, first weights, and the stages before them."""
+    """Finished stages by what decides their outcome: recipe, images, first weights, and the stages before them.
+
+    With `any_target` a scored stage that trains on the source alone is kept epoch by epoch, for runs with other targets
+    to score and select from.
+    """
 
     def __init__(
-        self, folder: Path, recipe: Recipe, images: str, source_images: str, origins: Mapping[str, str]
-    ) -> None:
+        self, folder: Path, recipe: Recipe, images: str, source_images: str, origins: Mapping[str, str],
+        any_target: bool = False,
+    ) -> None:  # fmt: skip
         self._folder, self._recipe, self._origins = folder, recipe, origins
         self._images, self._source_images = images, source_images
+        self._any_target = any_target
+
+    def by_epoch(self, stages: list[Stage], index: int, epoch_bytes: int) -> bool:
+        """Whether stage `index` is kept epoch by epoch, at `epoch_bytes` each, rather than as it ended."""
+        stage = stages[index]
+        fits = stage.epochs * epoch_bytes <= EPOCHS_BYTES
+        return self._any_target and bool(stage.scores) and fits and _trains_on_source(_chain(stages, index))
+
+    def save_epoch(self, stages: list[Stage], index: int, epoch: int, outcome: dict[str, Any]) -> None:
+        """Keep what an epoch of stage `index` ended with, its last line of metrics included."""
+        folder = self._place(stages, index, any_target=True)
+        if folder is not None:
+            self._save(folder / f"epoch-{epoch}", outcome)
+
+    def load_epochs(self, stages: list[Stage], index: int) -> Iterator[dict[str, Any]] | None:
+        """What each epoch of stage `index` ended with, read when its turn comes; None unless all are there."""
+        folder = self._place(stages, index, any_target=True)
+        if folder is None:
+            return None
+        places = [folder / f"epoch-{epoch}" for epoch in range(1, stages[index].epochs + 1)]
+        if not all((place / FILE).is_file() for place in places):
+            return None
+        return (found for place in places if (found := load_checkpoint(place)) is not None)
 
     def load(self, stages: list[Stage], index: int) -> dict[str, Any] | None:
         """The saved outcome of stage `index`, or None when there is none or it cannot be shared."""
@@ -73,17 +107,21 @@ class StageCache:
     def save(self, stages: list[Stage], index: int, outcome: dict[str, Any]) -> None:
         """Keep the outcome of stage `index` if it can be shared."""
         folder = self._place(stages, index)
-        if folder is None:
-            return
+        if folder is not None:
+            self._save(folder, outcome)
+
+    def _save(self, folder: Path, outcome: dict[str, Any]) -> None:
         own = folder.with_name(f"{folder.name}.{os.getpid()}.part")  # another process may save the same stage
         try:
             save_checkpoint(own, outcome)
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             os.replace(own / FILE, folder / FILE)
+        except OSError as error:  # the run itself goes on
+            log.warning("%s", from_os_error(error, "leaving a stage to other runs"))
         finally:
             shutil.rmtree(own, ignore_errors=True)
 
-    def _place(self, stages: list[Stage], index: int) -> Path | None:
+    def _place(self, stages: list[Stage], index: int, any_target: bool = False) -> Path | None:
         stage = stages[index]
         chain = _chain(stages, index)
         if any(other.reads is None for other in chain):
@@ -91,7 +129,7 @@ class StageCache:
         roles = _roles(stage)
         dump = self._recipe.outcome()
         sections = sorted({*ALWAYS, *(name for other in chain for name in other.reads or ())})
-        source_alone = _sees_source_alone(chain)
+        source_alone = _trains_on_source(chain) and (any_target or not stage.scores)
         if source_alone:
             dump["data"] = {name: value for name, value in dump["data"].items() if name not in OF_THE_TARGET}
         key = {

@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from edgeda import __version__
-from edgeda.artifacts import ROLES, SUMMARY, RunDirectory
+from edgeda.artifacts import CHECKPOINT, ROLES, SUMMARY, RunDirectory
+from edgeda.checkpoint import PREVIOUS
 from edgeda.data import Domains
 from edgeda.inference import predict_logits
 from edgeda.memory import peak_memory_mb
@@ -63,6 +64,7 @@ def finish(
         "epochs": recipe.train.epochs,
         "precision": recipe.train.precision,
         "machine": machine(),
+        "devices": recipe.train.devices,
         "wall_s": round(fit.wall_s, 1),
         "pairs_per_s": round(fit.pairs_per_s, 2),
         "wait_share": round(fit.wait_share, 4),
@@ -74,6 +76,7 @@ def finish(
         "complexity": {role: _complexity(networks[role], recipe) for role in ROLES if role in networks},
     }
     write(run.path / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    (run.path / CHECKPOINT / PREVIOUS).unlink(missing_ok=True)  # half of what a run needs on the disk
     return {"run": str(run.path), **summary}
 
 

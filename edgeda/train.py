@@ -3,48 +3,38 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from edgeda.artifacts import CHECKPOINT, METRICS
 from edgeda.checkpoint import load_checkpoint, restoring, save_checkpoint
-from edgeda.data import Domains, ImageSet, spread
+from edgeda.data import Domains
+from edgeda.data.batches import Batch
 from edgeda.data.prefetch import Prefetched
-from edgeda.errors import Diverged, InputError, Interrupted
-from edgeda.inference import estimate_statistics, predict_logits
+from edgeda.distributed.batchnorm import batchnorm_layers
+from edgeda.errors import Diverged, InputError, Interrupted, MachineError
+from edgeda.health import check_weights, explained, infinite_gradients
 from edgeda.methods.base import Method, Stage, Workshop, plain_network
 from edgeda.models import Network
-from edgeda.selection import accuracy, is_better, label_free_scores
+from edgeda.run_folder import write
+from edgeda.scoring import score
+from edgeda.selection import is_better
 from edgeda.stage_cache import StageCache
 from edgeda.tracking import Trackers
+from edgeda.watching import Record as Record
+from edgeda.watching import Watcher as Watcher
 
-Record = dict[str, Any]
-
-SCORED_IMAGES = 512
-"""Target images, spread over the domain, that label-free scores are computed on."""
-
-
-class Watcher(Protocol):
-    """What a progress display is told."""
-
-    def stage(self, name: str, epochs: int, steps_per_epoch: int, done: int) -> None:
-        """A stage begins, `done` steps of it behind us."""
-
-    def step(self, pairs: int) -> None:
-        """A batch of so many source and target pairs is done."""
-
-    def epoch(self, record: Record) -> None:
-        """An epoch's line of metrics."""
+log = logging.getLogger(__name__)
 
 
 class Fit:
@@ -56,6 +46,7 @@ class Fit:
         trackers: Trackers | None = None,
     ) -> None:  # fmt: skip
         self.workshop, self.stages, self.batches, self.data = workshop, stages, batches, data
+        self.group = workshop.group
         self.folder, self.watcher, self.fingerprint, self.cache = folder, watcher, fingerprint, cache
         self.trackers = trackers or Trackers(())
         self.origins = origins
@@ -71,6 +62,7 @@ class Fit:
         self._waited_before = 0.0
         self._saved = self._started = time.monotonic()
         self._begun, self._wall_before = time.monotonic(), 0.0
+        self._saved_at: tuple[int, int] | None = None
         self._stop = False
 
     @property
@@ -107,8 +99,8 @@ class Fit:
                     with restoring(self.folder / CHECKPOINT):
                         method.load_state(state["method"])
                         torch.set_rng_state(state["rng"])
-                        if state["cuda_rng"]:
-                            torch.cuda.set_rng_state_all(state["cuda_rng"])
+                        if state["cuda_rng"]:  # all processes draw the same numbers
+                            torch.cuda.set_rng_state(state["cuda_rng"][0], self.workshop.fabric.device)
                         self.workshop.fabric.strategy.precision.load_state_dict(state["precision"])
                 elif not self._adopt(index):
                     for role, origin in stage.starts_from.items():
@@ -136,7 +128,7 @@ class Fit:
         stage = self.stages[index]
         own = {id(parameter) for role in stage.trains for parameter in self._weights(role).parameters()}
         moved = {id(parameter) for learner in method.learners.values() for parameter in learner.parameters}
-        if self.cache and moved <= own:
+        if self.cache and moved <= own and self.group.leads and not self._by_epoch(index):
             outcome = {
                 "networks": {role: self._weights(role).state_dict() for role in stage.trains},
                 "best": {role: self.best[role] for role in stage.scores},
@@ -144,11 +136,54 @@ class Fit:
             }
             self.cache.save(self.stages, index, outcome)
 
+    def _by_epoch(self, index: int) -> bool:
+        """Whether a stage is shared epoch by epoch rather than as it ended."""
+        weights = [self._weights(role).state_dict() for role in self.stages[index].trains]
+        size = sum(value.nbytes for state in weights for value in state.values())
+        return self.cache is not None and self.cache.by_epoch(self.stages, index, size)
+
+    def _share_epoch(self, index: int, epoch: int) -> None:
+        """Leave an epoch to runs with other targets, which score it for themselves."""
+        if self.cache and self._by_epoch(index):
+            weights = {role: self._weights(role).state_dict() for role in self.stages[index].trains}
+            self.cache.save_epoch(self.stages, index, epoch, {"networks": weights, "line": self.history[-1]})
+
+    def _adopt_epochs(self, index: int) -> bool:
+        """Take over the epochs of a stage that a run with another target has trained; select among them anew."""
+        stage = self.stages[index]
+        epochs = self.cache.load_epochs(self.stages, index) if self.cache else None
+        if epochs is None:
+            return False
+        before = len(self.history)
+        try:
+            for epoch, outcome in enumerate(epochs, 1):
+                for role, weights in outcome["networks"].items():
+                    self._weights(role).load_state_dict(weights)
+                scored = {role: self._score(role, stage, epoch) for role in stage.scores}
+                self.history.append({**outcome["line"], "networks": scored, "shared": True})
+        except InputError as error:  # Diverged too: then this run says it of its own training
+            log.warning("a stage shared with other cameras is trained again: %s", error)
+            del self.history[before:]
+            for role in stage.scores:
+                self.best.pop(role, None)
+            return False
+        self.position = (index + 1, 0)
+        self._write_metrics()
+        return True
+
     def _adopt(self, index: int) -> bool:
         """Take a stage over that another run has finished; its time does not count as this run's."""
-        outcome = self.cache.load(self.stages, index) if self.cache else None
-        if outcome is None:
+        if self._by_epoch(index):
+            return self._adopt_epochs(index)
+        cache = self.cache
+        if cache is None:
             return False
+        outcome = cache.load(self.stages, index)
+        if not self.group.decide(lambda: outcome is not None):
+            return False
+        outcome = outcome or cache.load(self.stages, index)  # it may have come while processes looked
+        if outcome is None:
+            raise MachineError(f"stage {self.stages[index].name} is shared with other runs, but cannot be read here")
         for role, weights in outcome["networks"].items():
             self._weights(role).load_state_dict(weights)
         self.best.update(outcome["best"])
@@ -170,37 +205,64 @@ class Fit:
         for step in range(done, total):
             self._train_mode(stage)
             batch = self.batches.get(zlib.crc32(stage.name.encode()), step, total)
-            try:
-                terms = method.step(batch, step / total)
-            except Diverged as error:
-                where = f"stage {stage.name}, epoch {step // per_epoch + 1}, batch {step % per_epoch + 1}"
-                hint = "start again with --overwrite and a lower teacher.lr or student.lr (--set), or --precision fp32"
-                raise Diverged(f"{error} in {where}; {hint}") from error
-            self._add(terms)
+            with self._explained(stage, step):
+                terms = self._finite_step(method, batch, step / total)
+            stop = self._add(terms)
             self.position = (index, step + 1)
             self.pairs += len(batch.source_labels)
             self.watcher.step(len(batch.source_labels))
             if (step + 1) % per_epoch == 0:
                 self._stop_clock()
-                self._epoch(stage, (step + 1) // per_epoch)
+                with self._explained(stage, step):
+                    self._epoch(stage, (step + 1) // per_epoch)
+                self._share_epoch(index, (step + 1) // per_epoch)
                 self._resume_clock()
             if (
-                self._stop
+                stop
                 or step + 1 == total
                 or time.monotonic() - self._saved >= 60 * self.workshop.recipe.train.checkpoint_minutes
             ):
+                with self._explained(stage, step):
+                    check_weights({role: self._weights(role) for role in self.workshop.networks})
                 self._save(method)
-            if self._stop:
+            if stop:
                 raise Interrupted(f"stopped; go on with: edgeda adapt --out {self.folder} --resume")
+
+    def _finite_step(self, method: Method, batch: Batch, progress: float) -> dict[str, Tensor]:
+        try:
+            return method.step(batch, progress)
+        except Diverged as error:
+            bad = infinite_gradients(method.learners)
+            raise Diverged(f"{error}{': that of ' + ', '.join(bad) if bad else ''}") from error
+
+    def _explained(self, stage: Stage, step: int) -> AbstractContextManager[None]:
+        per_epoch = self.batches.steps_per_epoch
+
+        def kept() -> str:
+            if self._saved_at is None:
+                return "no state was saved before"
+            name, done = self.stages[self._saved_at[0]].name, self._saved_at[1]
+            return f"the state of stage {name} after {done} batches is kept in {self.folder / CHECKPOINT}"
+
+        where = f"stage {stage.name}, epoch {step // per_epoch + 1}, batch {step % per_epoch + 1}"
+        return explained(where, lambda: self.batches.names(zlib.crc32(stage.name.encode()), step), kept)
 
     def _train_mode(self, stage: Stage) -> None:
         for role, network in self.workshop.networks.items():
             if self._weights(role).training != (role in stage.trains):  # Fabric's wrapper has a mode of its own
                 network.train(role in stage.trains)
+            if stage.adapts and self.workshop.recipe.adapt.batchnorm == "frozen":
+                for layer in batchnorm_layers(network):
+                    layer.eval()
 
-    def _add(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+    def _add(self, terms: dict[str, Tensor]) -> bool:
+        """Count the terms of a step, their means over processes; returns whether one of these is asked to stop."""
+        asked = torch.tensor(float(self._stop), device=self.workshop.fabric.device)
+        found = torch.stack([*(value.float() for value in terms.values()), asked])
+        *means, stop = self.group.mean(found).tolist()
+        for name, value in zip(terms, means, strict=True):
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        return bool(stop)
 
     def _epoch(self, stage: Stage, epoch: int) -> None:
         """Evaluate the stage's networks, let them compete for selection and write the line of metrics."""
@@ -223,21 +285,12 @@ class Fit:
 
     def _score(self, role: str, stage: Stage, epoch: int) -> Record:
         # the plain network, in fp32: what is scored is what is shipped
-        network, data = self._weights(role), self.data
-        recipe = self.workshop.recipe
-        preprocessing = recipe.data.preprocessing
-        scored = data.target.take(spread(len(data.target), SCORED_IMAGES))
+        network, recipe = self._weights(role), self.workshop.recipe
         trained = {name: value.detach().cpu().clone() for name, value in network.named_buffers()}
-        if stage.adapts and recipe.adapt.target_statistics:
-            estimate_statistics(network, scored.squares, preprocessing)
-        logits = predict_logits(network, scored.squares, preprocessing)
-        if not torch.isfinite(logits).all():
+        own_statistics = stage.adapts and recipe.adapt.target_statistics
+        result = score(network, self.data, recipe.data.preprocessing, self.group, own_statistics)
+        if result is None:
             raise Diverged(f"the {role}'s predictions are not finite after epoch {epoch} of stage {stage.name}")
-        result: Record = {
-            "scores": label_free_scores(logits),
-            "source_accuracy": _accuracy(network, data.source_test, self.workshop),
-            "target_accuracy": _accuracy(network, data.target_test, self.workshop) if data.target_test else None,
-        }
         mine = {**result, "role": role, "stage": stage.name, "epoch": epoch}
         best = self.best.get(role)
         same_stage = best is not None and best["record"]["stage"] == stage.name
@@ -249,10 +302,9 @@ class Fit:
         return result
 
     def _write_metrics(self) -> None:
-        path = self.folder / METRICS
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
-        temporary.replace(path)
+        if not self.group.leads:
+            return
+        write(self.folder / METRICS, "".join(json.dumps(record) + "\n" for record in self.history))
         self.trackers.follow(self.history)
 
     def _resume_clock(self) -> None:
@@ -265,7 +317,11 @@ class Fit:
         self._started = now
 
     def _save(self, method: Method) -> None:
+        if not self.group.leads:
+            self._saved = time.monotonic()
+            return
         self._stop_clock()
+        device = self.workshop.fabric.device
         state = {
             "fingerprint": self.fingerprint,
             "origins": self.origins,
@@ -284,11 +340,11 @@ class Fit:
                 "since": list(self._since),
             },
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if self.workshop.fabric.device.type == "cuda" else [],
+            "cuda_rng": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
             "precision": self.workshop.fabric.strategy.precision.state_dict(),
         }
         save_checkpoint(self.folder / CHECKPOINT, state)
-        self._saved = time.monotonic()
+        self._saved, self._saved_at = time.monotonic(), self.position
         self._resume_clock()
 
     def _restore(self, state: Record) -> int:
@@ -305,7 +361,7 @@ class Fit:
         self.pairs, self.seconds, self._sums = progress["pairs"], progress["seconds"], progress["sums"]
         self._wall_before = progress["wall"]
         self._since = (progress["since"][0], progress["since"][1])
-        self.position = (int(state["position"][0]), int(state["position"][1]))
+        self.position = self._saved_at = (int(state["position"][0]), int(state["position"][1]))
         return self.position[0]
 
     @contextmanager
@@ -326,10 +382,3 @@ class Fit:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _accuracy(network: torch.nn.Module, images: ImageSet, workshop: Workshop) -> float | None:
-    if images.labels is None:
-        return None
-    logits = predict_logits(network, images.squares, workshop.recipe.data.preprocessing)
-    return accuracy(logits, torch.from_numpy(images.labels))

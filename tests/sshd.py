@@ -46,8 +46,8 @@ class Sshd:
         return {"EDGEDA_SSH_OPTIONS": " ".join(self.options)}
 
     def leftovers(self) -> list[Path]:
-        """Temporary folders that a client left behind there."""
-        return sorted((self.folder / "tmp").iterdir())
+        """What a client left behind there, in the temporary folder or the user's own."""
+        return sorted(path for place in ("tmp", "home") for path in (self.folder / place).iterdir())
 
 
 def skip_reason() -> str | None:

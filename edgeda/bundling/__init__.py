@@ -14,6 +14,7 @@ from edgeda.artifacts import RunDirectory, find_model
 from edgeda.bundling.folder import check_place, write_folder
 from edgeda.bundling.kits import KITS, Subject
 from edgeda.errors import InputError, did_you_mean
+from edgeda.report.summary import warn_against
 from edgeda.runtime.backends import read_manifest
 from edgeda.runtime.manifest import Manifest
 
@@ -74,8 +75,7 @@ def _model_file(model: str | None) -> Path:
     found = find_model(model)
     if not isinstance(found, RunDirectory):
         return found
-    if (found.summary().get("verdict") or {}).get("ship") == "source-only":
-        log.warning("the verdict is to ship the source-only student: edgeda export %s --role source_only", found.path)
+    warn_against(found)
     exported = found.exports / "student.onnx"
     if not exported.is_file():
         raise InputError(

@@ -7,6 +7,8 @@ on a CPU they are cut out and resized as bytes, several times as fast as the sam
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import numpy as np
 import torch
@@ -21,22 +23,25 @@ CHUNK = 2**18
 
 
 def prepare(
-    squares: Tensor, preprocessing: Preprocessing, augment: AugmentRecipe | None = None, random: Generator | None = None
-) -> Tensor:
+    squares: Tensor, preprocessing: Preprocessing, augment: AugmentRecipe | None = None,
+    random: Generator | None = None, part: tuple[slice, int] | None = None,
+) -> Tensor:  # fmt: skip
     """Stored squares uint8 `(B, S, S, 3)` to normalized float32 images `(B, 3, size, size)`, channels-last.
 
-    Without `augment`, the central crop: the same numbers as the runtime's `network_input`.
+    Without `augment`, the central crop: the same numbers as the runtime's `network_input`. `part`: which images of a
+    batch of how many these are; random numbers are drawn for all of them.
     """
+    own, count = part or (slice(None), len(squares))
     if augment is None:
         offset = (preprocessing.stored_size - preprocessing.size) // 2
         stop = offset + preprocessing.size
         return _normalized(squares[:, offset:stop, offset:stop], preprocessing)
-    maps = affine_maps(len(squares), preprocessing, augment, random)
+    maps = affine_maps(count, preprocessing, augment, random)[own]
     if is_upright(augment) and squares.device.type == "cpu":
         images = _windows(squares, preprocessing.size, maps)
     else:
         images = _sample(squares, preprocessing.size, maps)
-    return _normalized(_light(images, augment, random), preprocessing)
+    return _normalized(_light(images, augment, random, own, count), preprocessing)
 
 
 def is_upright(augment: AugmentRecipe) -> bool:
@@ -85,19 +90,37 @@ def _between_pixels(centre: Tensor, side: Tensor, stored: int) -> Tensor:
 
 
 def _windows(squares: Tensor, size: int, maps: Tensor) -> Tensor:
-    """Upright windows of squares `(B, S, S, 3)` as float32 `(B, size, size, 3)`; outside, the border is repeated."""
+    """Upright windows of squares `(B, S, S, 3)` as float32 `(B, size, size, 3)`; outside, the border is repeated.
+
+    Resizing is shared out among as many threads as torch uses: it takes one thread for an image by itself.
+    """
     stored = squares.shape[1]
     sides = (maps[:, 1, 1] * stored).round().long().tolist()
     starts = (((maps[:, :, 2] + 1) * stored - maps[:, 1, 1, None] * stored) / 2).round().long().tolist()
-    mirrored = (maps[:, 0, 0] < 0).tolist()
-    images = torch.empty(len(squares), size, size, 3)
-    for square, image, side, (left, top), mirror in zip(squares, images, sides, starts, mirrored, strict=True):
-        window = _cut(square, left, top, side)
-        if side != size:
-            # a batch of one that is whole in memory and known to be channels-last: resized as such, twice as fast
-            batch = window.contiguous()[None].permute(0, 3, 1, 2)
-            resized = F.interpolate(batch, size=(size, size), mode="bilinear", align_corners=False)
-            window = resized[0].permute(1, 2, 0)
+
+    def resized(numbers: range) -> list[Tensor]:
+        windows = []
+        for number in numbers:
+            (left, top), side = starts[number], sides[number]
+            window = _cut(squares[number], left, top, side)
+            if side != size:
+                # a batch of one that is whole in memory and known to be channels-last: resized as such, twice as fast
+                batch = torch.from_numpy(np.ascontiguousarray(window.numpy()))[None].permute(0, 3, 1, 2)
+                whole = F.interpolate(batch, size=(size, size), mode="bilinear", align_corners=False)
+                window = whole[0].permute(1, 2, 0)
+            windows.append(window)
+        return windows
+
+    count, threads = len(squares), torch.get_num_threads()
+    step = -(-count // threads)
+    parts = [range(first, min(first + step, count)) for first in range(0, count, step)]
+    if len(parts) == 1 or all(side == size for side in sides):
+        shown = iter([resized(part) for part in parts])
+    else:
+        with ThreadPoolExecutor(len(parts), "windows") as pool:
+            shown = pool.map(resized, parts)
+    images = torch.empty(count, size, size, 3)
+    for image, window, mirror in zip(images, chain.from_iterable(shown), (maps[:, 0, 0] < 0).tolist(), strict=True):
         image.copy_(window.flip(1) if mirror else window)
     return images
 
@@ -130,10 +153,11 @@ def _sample(squares: Tensor, size: int, maps: Tensor) -> Tensor:
     return seen.permute(0, 2, 3, 1)
 
 
-def _light(images: Tensor, augment: AugmentRecipe, random: Generator | None) -> Tensor:
+def _light(images: Tensor, augment: AugmentRecipe, random: Generator | None, own: slice, count: int) -> Tensor:
     if not (augment.brightness or augment.contrast):
         return images
-    draws = torch.rand(2, len(images), 1, 1, 1, generator=random).to(images.device) * 2 - 1
+    images = images.float()
+    draws = torch.rand(2, count, 1, 1, 1, generator=random)[:, own].to(images.device) * 2 - 1
     middle = images.mean(dim=(1, 2, 3), keepdim=True)
     images = (images - middle) * (1 + augment.contrast * draws[0]) + middle + 255 * augment.brightness * draws[1]
     return images.clamp(0, 255)

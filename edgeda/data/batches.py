@@ -19,7 +19,8 @@ from edgeda.runtime.preprocessing import Preprocessing
 class Batch:
     """What a method may see: it has no field for target labels.
 
-    `source_images` and `target_images` `(B, 3, H, W)` normalized; `source_labels` int64 `(B,)`.
+    `source_images` and `target_images` `(b, 3, H, W)` normalized: on several devices the process's part of the batch.
+    `source_labels` int64 `(B,)`: those of the whole batch, as are the outputs that `Workshop` gives.
     """
 
     source_images: Tensor
@@ -33,6 +34,9 @@ class PairedBatches:
     Each domain is walked in a new random order every pass; a pass ends and the next begins inside a
     batch, so no image is dropped and the shorter domain goes round as often as the longer needs. An
     epoch is one pass of the source, rounded to whole batches (at least one).
+
+    With `part` (r, n) images are those of the r-th of n equal parts of the batch: the same images, augmented in
+    the same way, as the batch of a process alone has in these places.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class PairedBatches:
         batch_size: int,
         seed: int,
         device: torch.device | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if source.labels is None:
             raise ValueError("the source needs labels")
@@ -51,6 +56,8 @@ class PairedBatches:
         self._preprocessing, self._augment = preprocessing, augment
         self._batch_size, self._seed = batch_size, seed
         self._device = device or torch.device("cpu")
+        count = batch_size // part[1]
+        self._part = slice(part[0] * count, (part[0] + 1) * count)
         self._orders: dict[tuple[int, int, int], NDArray[np.int64]] = {}
 
     @property
@@ -69,9 +76,15 @@ class PairedBatches:
             self._images(self._target, target, random),
         )
 
+    def names(self, stage: int, step: int) -> tuple[list[str], list[str]]:
+        """Where the source and the target images of batch `step` came from."""
+        source = self._positions(0, stage, step, len(self._source))
+        target = self._positions(1, stage, step, len(self._target))
+        return [self._source.names[at] for at in source], [self._target.names[at] for at in target]
+
     def _images(self, images: ImageSet, positions: NDArray[np.int64], random: torch.Generator) -> Tensor:
-        squares = torch.from_numpy(images.squares[positions]).to(self._device)
-        return prepare(squares, self._preprocessing, self._augment, random)
+        squares = torch.from_numpy(images.squares[positions[self._part]]).to(self._device)
+        return prepare(squares, self._preprocessing, self._augment, random, (self._part, len(positions)))
 
     def _positions(self, domain: int, stage: int, step: int, count: int) -> NDArray[np.int64]:
         places = np.arange(step * self._batch_size, (step + 1) * self._batch_size)

@@ -43,6 +43,10 @@ class Prefetched:
         self.waited_s += time.perf_counter() - started
         return batch
 
+    def names(self, stage: int, step: int) -> tuple[list[str], list[str]]:
+        """Where the source and the target images of a batch came from."""
+        return self._batches.names(stage, step)
+
     def close(self) -> None:
         """Stop making batches."""
         self._pool.shutdown(cancel_futures=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,12 @@ from edgeda.runtime.backends import read_manifest
 from edgeda.runtime.manifest import Manifest
 from edgeda.runtime.preprocessing import Pixels, network_input
 from edgeda.torch_backend import TorchBackend
+from edgeda.whole_file import HeldFolder, sync
 
 __all__ = ["PARITY_LIMIT", "Calibration", "Options", "Request", "Teaching", "export_run"]
 
+WORKBENCH = ".export-"
+"""How the folder begins that files are made in before they go to their places."""
 PARITY_LIMIT = 1e-4
 """Largest difference of any logit allowed between torch and the exported file."""
 _ULPS = 32
@@ -99,8 +104,8 @@ def export_run(
     except OSError as error:
         raise from_os_error(error, "making the export folder") from error
     try:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
-            made = _build_all(builder, wanted, Path(temporary), role)
+        with HeldFolder(folder, "exporting into"), _workbench(folder) as temporary:
+            made = _build_all(builder, wanted, temporary, role)
             artifacts = [
                 _place(request, built, places[request], images_from, made, reference) | {"replaced": replaced[request]}
                 for request, built in made.items()
@@ -109,6 +114,17 @@ def export_run(
     except OSError as error:
         raise from_os_error(error, "writing the export") from error
     return {**artifacts[0], "artifacts": artifacts, "table": [built.row for built in made.values()]}
+
+
+@contextlib.contextmanager
+def _workbench(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside a held one, so that files move by renaming; what a killed export left there goes."""
+    for left in folder.glob(f"{WORKBENCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in (*folder.glob("manifest.json.part"), *folder.glob("*/manifest.json.part")):
+        left.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=WORKBENCH, dir=folder) as temporary:
+        yield Path(temporary)
 
 
 def _build_all(builder: Builder, wanted: Sequence[Request], temporary: Path, role: str) -> dict[Request, Built]:
@@ -137,9 +153,13 @@ def _place(
         checks=[one.row for one in made.values()],
     )
     place.mkdir(parents=True, exist_ok=True)
+    model = built.files[0]
+    if len(built.files) > 1:  # never the one file of a new model with the other of an old one
+        (place / model.name).unlink(missing_ok=True)
     with replacing(place / "manifest.json") as part:
         part.write_text(json.dumps(manifest.to_dict(), indent=2) + "\n", encoding="utf-8")
-        for file in built.files:
+        for file in reversed(built.files):
+            sync(file)
             file.replace(place / file.name)
     return {
         "path": str(place / built.files[0].name),

@@ -17,6 +17,7 @@ from edgeda.errors import InputError, from_os_error, require
 from edgeda.export.graph import finish, opset_of, to_opset
 from edgeda.models import LogitsOnly, Network
 from edgeda.runtime.manifest import Manifest
+from edgeda.whole_file import whole_file
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -47,14 +48,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
     OSError inside, such as a full disk, becomes an InputError.
     """
-    temporary = path.with_name(path.name + ".part")
     try:
-        yield temporary
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            yield temporary
     except OSError as error:
         raise from_os_error(error, f"writing {path.name}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def to_model(network: Network, manifest: Manifest, opset: int = OPSET) -> ModelProto:

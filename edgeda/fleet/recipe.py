@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from edgeda.benchmark_recipe import Changes, Strict, folder_name
 from edgeda.errors import InputError, did_you_mean, one_line, user_path
+from edgeda.prediction_sources import STREAM_PREFIXES
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
 from edgeda.yaml_text import parse_yaml
@@ -19,14 +23,45 @@ class Camera(Strict):
     """Where a camera's images are."""
 
     target: str
-    """A folder of any depth, an image list, a video file, or a built-in name; labels are never read."""
+    """A folder of any depth, an image list, a video file, a built-in name, or a stream; labels are never read."""
     target_test: str | None = None
     """Labelled images of this camera, for reporting only."""
+    sample_minutes: Annotated[float, Field(gt=0, le=10_080)] | None = None
+    """How long a stream (rtsp://..., or a local camera's index) is watched; a frame every `data.video.every_s`."""
+
+    @model_validator(mode="after")
+    def _sampled(self) -> Camera:
+        if self.is_stream and self.sample_minutes is None:
+            raise ValueError(f"the stream {self.shown} needs sample_minutes, how long it is watched")
+        if self.sample_minutes is not None and not self.is_stream:
+            raise ValueError(f"sample_minutes is for streams, and {self.target} is none; leave it out")
+        return self
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether images come from a live source, which is sampled first."""
+        return self.target.lower().startswith(STREAM_PREFIXES) or self.target.isdigit()
+
+    @property
+    def shown(self) -> str:
+        """The target without user and password."""
+        return re.sub(r"^(\w+://)[^/@]*@", r"\1***@", self.target)
 
 
 def _short(value: object) -> object:
-    """`gate: gate.mp4` is `gate: {target: gate.mp4}`."""
-    return {"target": value} if isinstance(value, str) else value
+    """`gate: gate.mp4` is `gate: {target: gate.mp4}`; a camera's index is a text."""
+    values = value if isinstance(value, dict) else {"target": value}
+    return {**values, "target": str(values["target"])} if type(values.get("target")) is int else values
+
+
+class Group(Strict):
+    """When one student serves several cameras."""
+
+    distance: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Cameras look alike when no statistic of their images (light, contrast, detail) is further apart than this
+    Kolmogorov-Smirnov distance."""
+    cost: Annotated[float, Field(ge=0, le=100)] = 2.0
+    """Points that sharing may cost by difference of confidences; more, and the camera gets its own student."""
 
 
 class FleetRecipe(Strict):
@@ -42,6 +77,8 @@ class FleetRecipe(Strict):
     cameras: dict[str, Annotated[Camera, BeforeValidator(_short)]] = Field(min_length=1)
     export: bool = True
     """Whether each camera's shipped student is written as ONNX."""
+    group: Group | None = None
+    """Let cameras that look alike share a student; null: each has its own."""
     retries: Annotated[int, Field(ge=0, le=100)] = 2
     """Times that a camera whose process died is tried again."""
 
@@ -66,12 +103,22 @@ class FleetRecipe(Strict):
                 raise ValueError(f"'{key}' is decided by the fleet's own keys")
         return changes
 
-    def run_recipe(self, camera: Camera) -> Recipe:
-        """The recipe of one camera's run; paths are made absolute, because workers have folders of their own."""
-        data = {"source": self.source, **camera.model_dump(exclude_none=True)}
-        found = {f"data.{key}": absolute(value) for key, value in data.items()}
-        name = {"name": folder_name(self.name)}
-        return load_recipe(self.recipe, {**self.set, **name, "data.target_test": None, **found})
+    @cached_property
+    def _base(self) -> Recipe:
+        """What every camera's recipe is but for its target: read once, however many cameras there are."""
+        found = {"data.source": absolute(self.source), "data.target": "", "data.target_test": None}
+        return load_recipe(self.recipe, {**self.set, "name": folder_name(self.name), **found})
+
+    def run_recipe(self, camera: Camera, frames: Path) -> Recipe:
+        """The recipe of one camera's run; paths are made absolute, because workers have folders of their own.
+
+        `frames` is the folder of what is sampled from a stream.
+        """
+        targets = {
+            "target": str(frames) if camera.is_stream else absolute(camera.target),
+            "target_test": None if camera.target_test is None else absolute(camera.target_test),
+        }
+        return self._base.model_copy(update={"data": self._base.data.model_copy(update=targets)})
 
 
 def absolute(spec: str) -> str:

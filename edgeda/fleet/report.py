@@ -22,11 +22,20 @@ COLUMNS = (
     Column("verdict", "ship"),
     Column("student", "adapted", "%", 1),
     Column("source_only", "source-only", "%", 1),
+    Column("shift", "shift", "", 2),
+    Column("drift", "drift", "", 2),
     Column("seconds", "cost", "s", 1),
     Column("note", "note"),
 )
 SILENT_S = 900
 """Seconds without a sign of life after which a running camera is called silent."""
+SHOWN = 2000
+"""Rows of one verdict on the page; fleet.json has them all."""
+LEGEND = (
+    "Shift: how far a camera's images are from the source's; drift: how far they are today from those its model was "
+    "adapted to, where --check-drift has looked. Both are Kolmogorov-Smirnov distances, the largest of light, contrast "
+    "and detail (drift: also of what the model says); 0: alike, 1: nothing in common."
+)
 ORDER = ("adapted", "source-only", "running", "waiting", "stopped", "failed")
 
 
@@ -44,7 +53,8 @@ def result_of(about: Mapping[str, Any], records: Mapping[str, Record]) -> Record
 def _row(name: str, target: str, record: Record) -> Record:
     accuracy = record.get("accuracy") or {}
     status = record["status"]
-    note = record.get("reason") or record.get("why") or ""
+    note = _note(record)
+    drift = record.get("drift") or {}
     if status == "running":
         note = f"{record.get('stage', 'starting')}, epoch {record.get('epoch', 0)} on {record['node']}"
         silent = time.time() - record["heard"]
@@ -53,15 +63,35 @@ def _row(name: str, target: str, record: Record) -> Record:
     return {
         "camera": name, "target": target, "status": status, "verdict": record.get("verdict"),
         "student": accuracy.get("student"), "source_only": accuracy.get("source_only"),
+        "shift": (record.get("shift") or {}).get("distance"), "drift": drift.get("distance"),
+        "drifted": drift.get("drifted"), "served_by": record.get("served_by"), "group": record.get("group"),
         "seconds": record.get("seconds"), "node": record.get("node"), "attempt": record.get("attempt"),
         "model": record.get("model"), "note": note,
     }  # fmt: skip
+
+
+def _note(record: Record) -> str:
+    """What is worth saying of a camera in words."""
+    parts = [record.get("reason") or record.get("why") or ""]
+    group, drift = record.get("group"), record.get("drift")
+    if group and record.get("served_by"):
+        parts.insert(
+            0, f"served by {group['of']}'s student (distance {group['distance']}, cost {group['cost']} points)"
+        )
+    elif group:
+        parts.append(f"looks like {group['of']}, whose student does not suit it (cost {group['cost']} points)")
+    if drift and drift["drifted"]:
+        parts.insert(0, f"drifted by {drift['when']}: {drift['statistic']} {drift['distance']:.2f} apart, more than "
+                        f"{drift['threshold']:.2f}: adapt it again")  # fmt: skip
+    return "; ".join(part for part in parts if part)
 
 
 def fleet_text(result: Record, width: int) -> str:
     """The table, and what became of how many."""
     counted = ", ".join(f"{count} {status}" for status, count in result["counts"].items())
     verdicts = ", ".join(f"{count} ship {what}" for what, count in result["verdicts"].items())
+    served = sum(1 for row in result["cameras"] if row["served_by"])
+    verdicts += f"; {served} served by another camera's student" if served else ""
     lines = ["", text_table(result["cameras"], COLUMNS, width), "", f"{counted}; {verdicts or 'no verdict yet'}"]
     return "\n".join([*lines, f"{result['cost_s']:.0f} s of work; page: {result['out']}/fleet.html"])
 
@@ -94,10 +124,12 @@ def page(result: Record) -> str:
             "<tr>"
             + "".join(f"<td>{html.escape(format_value(row.get(c.key), c.decimals))}</td>" for c in COLUMNS)
             + "</tr>"
-            for row in groups[group]
+            for row in groups[group][:SHOWN]
         )
         title = f"ship {group}" if group in ORDER[:2] else group
-        parts.append(f"<h2>{html.escape(title)} ({len(groups[group])})</h2><table><tr>{head}</tr>{body}</table>")
+        more = len(groups[group]) - SHOWN
+        rest = f"<p>and {more} more in fleet.json</p>" if more > 0 else ""
+        parts.append(f"<h2>{html.escape(title)} ({len(groups[group])})</h2><table><tr>{head}</tr>{body}</table>{rest}")
     style = (
         "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
         "td,th{padding:.3em .7em;border-bottom:1px solid #ccc;text-align:left}"
@@ -107,5 +139,5 @@ def page(result: Record) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{style}</style></head>'
         f"<body><h1>{name}</h1><p>{len(result['cameras'])} cameras from the source {html.escape(result['source'])}; "
         f"{result['cost_s']:.0f} s of work. Accuracies: labelled images of the camera, epoch selected without them; "
-        f"verdicts use no labels.</p>{''.join(parts)}</body></html>\n"
+        f"verdicts use no labels. {LEGEND}</p>{''.join(parts)}</body></html>\n"
     )

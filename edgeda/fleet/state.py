@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from edgeda.benchmark_recipe import folder_name
 from edgeda.errors import InputError, from_os_error, one_line, require, user_path
 
 Record = dict[str, Any]
 
 FLEET = "fleet"
+AT_ONCE = 32
+"""Objects read at once: an object store takes tens of milliseconds for each, whatever its size."""
 
 
 class Storage:
@@ -42,9 +48,13 @@ class Storage:
                 return
             path = self._folder / f"{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.{os.getpid()}.part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
+            part = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.part")
+            try:
+                part.write_text(text, encoding="utf-8")
+                part.replace(path)
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
         except OSError as error:
             raise from_os_error(error, f"keeping the state in {self.place}") from error
 
@@ -66,7 +76,17 @@ class Storage:
             raise InputError(f"the state {self.place}/{name}.json is damaged: not a JSON object")
         return found
 
+    def read_many(self, names: Iterable[str]) -> list[Record | None]:
+        """`read` of each, several at once."""
+        with ThreadPoolExecutor(AT_ONCE, "state") as pool:
+            return list(pool.map(self.read, names))
+
 
 def default_place(out: Path) -> str:
     """Where the state of a fleet is when nothing else is said."""
     return str(out / "state")
+
+
+def camera_key(name: str) -> str:
+    """Where the state of a camera is kept, and its run."""
+    return f"cameras/{folder_name(name)}"

@@ -39,14 +39,14 @@ class Adda(Method):
     def step(self, batch: Batch, progress: float) -> Terms:
         """The discriminator steps, then the target encoder against it."""
         with torch.no_grad():
-            source = self.workshop.networks["source_only"](batch.source_images).features
-        target = self.workshop.networks["student"](batch.target_images).features
+            source = self.workshop.output("source_only", batch.source_images).features
+        target = self.workshop.output("student", batch.target_images).features
 
         adversary = domain_loss(self.discriminator(source), self.discriminator(target.detach()))
-        descend(adversary, progress, self.learners["discriminator"])
+        descend(adversary, progress, self.learners["discriminator"], terms={"discriminator": adversary})
 
         encoder = F.softplus(-self.discriminator(target).float()).mean()
-        descend(encoder, progress, self.learners["student"])
+        descend(encoder, progress, self.learners["student"], terms={"encoder": encoder})
         return detached({"discriminator": adversary, "encoder": encoder})
 
 

@@ -15,6 +15,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from edgeda.data.batches import Batch
+from edgeda.distributed.batchnorm import synchronize
+from edgeda.distributed.group import Group
 from edgeda.methods.learner import Learner
 from edgeda.models import Network, Output
 from edgeda.recipe import NetworkRecipe, Recipe
@@ -41,15 +43,23 @@ class Workshop:
     """By name: what a method trains beside the networks (discriminators and the like). They outlive their stage."""
     saved_modules: dict[str, Any] = field(default_factory=dict)
     """Their weights in the checkpoint that is being resumed."""
+    group: Group = field(default_factory=Group)
+    """The processes that share a batch."""
 
-    def module(self, name: str, build: Callable[[], nn.Module]) -> nn.Module:
-        """The module of that name: the one an earlier stage built, or a new one with random numbers of its own."""
+    def module(self, name: str, build: Callable[[], nn.Module], sees_part: bool = False) -> nn.Module:
+        """The module of that name: the one an earlier stage built, or a new one with random numbers of its own.
+
+        `sees_part`: it is given images or features of this process alone, so its BatchNorm has to be synchronized.
+        """
         if name not in self.modules:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.recipe.train.seed + zlib.crc32(name.encode()))
                 module = build().to(self.fabric.device)
             if name in self.saved_modules:
                 module.load_state_dict(self.saved_modules[name])
+            if sees_part and self.group.size > 1:
+                synchronize(module)
+            self.group.follow([*module.parameters(), *module.buffers()])
             self.modules[name] = module
         return self.modules[name]
 
@@ -69,9 +79,10 @@ class Workshop:
         old = [parameter for parameter in network.parameters() if id(parameter) not in known]
         new += [parameter for head in heads for parameter in head.parameters()]
         groups = [{"params": old, "lr": recipe.lr}, {"params": new, "lr": recipe.lr * recipe.head_lr_multiplier}]
+        kernel = {"fused" if self.fabric.device.type == "cpu" else "foreach": True}
         optimizer = torch.optim.SGD(
             groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov and recipe.momentum > 0, foreach=True,
+            nesterov=recipe.nesterov and recipe.momentum > 0, **kernel,
         )  # fmt: skip
         return self._learner(optimizer, recipe)
 
@@ -81,16 +92,29 @@ class Workshop:
 
     def _learner(self, optimizer: torch.optim.Optimizer, recipe: NetworkRecipe) -> Learner:
         schedule = partial(learning_rate, schedule=recipe.lr_schedule, warmup=recipe.lr_warmup)
-        return Learner(self.fabric, optimizer, schedule, self.recipe.train.clip_norm)
+        return Learner(self.fabric, optimizer, schedule, self.recipe.train.clip_norm, self.group)
 
     def forward(self, role: str, batch: Batch) -> tuple[Output, Output]:
-        """Outputs of a network for source and target images, with the recipe's BatchNorm statistics."""
+        """Outputs of a network for source and target images of the whole batch, by the recipe's BatchNorm statistics.
+
+        A process computes its own images' and is given the other processes' rows.
+        """
         network = self.networks[role]
         if self.recipe.adapt.batchnorm == "per-domain":
-            return network(batch.source_images), network(batch.target_images)
-        features, logits = network(torch.cat([batch.source_images, batch.target_images]))
-        count = len(batch.source_images)
-        return Output(features[:count], logits[:count]), Output(features[count:], logits[count:])
+            source, target = network(batch.source_images), network(batch.target_images)
+        else:
+            features, logits = network(torch.cat([batch.source_images, batch.target_images]))
+            count = len(batch.source_images)
+            source, target = Output(features[:count], logits[:count]), Output(features[count:], logits[count:])
+        return self.whole(source), self.whole(target)
+
+    def output(self, role: str, images: Tensor) -> Output:
+        """Outputs of a network for the whole batch, of which `images` are this process's."""
+        return self.whole(self.networks[role](images))
+
+    def whole(self, output: Output) -> Output:
+        """The rows of every process."""
+        return Output(self.group.whole(output.features), self.group.whole(output.logits))
 
 
 class Method(ABC):

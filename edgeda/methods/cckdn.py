@@ -72,9 +72,9 @@ class Compressor:
     def __init__(self, workshop: Workshop) -> None:
         recipe, data = workshop.recipe.cckdn, workshop.recipe.data
         self.widths = [recipe.width, 2 * recipe.width, 4 * recipe.width]
-        self.compression = workshop.module("cckdn compression", lambda: Compression(STRIDES, self.widths))
+        self.compression = workshop.module("cckdn compression", lambda: Compression(STRIDES, self.widths), True)
         self.reconstruction = workshop.module(
-            "cckdn reconstruction", lambda: Reconstruction(self.widths[-1], STRIDES[-1])
+            "cckdn reconstruction", lambda: Reconstruction(self.widths[-1], STRIDES[-1]), True
         )
         device = workshop.fabric.device
         self._mean = torch.tensor(data.mean, device=device).view(1, 3, 1, 1)
@@ -108,12 +108,15 @@ class CompressionWarmUp(Method):
     def step(self, batch: Batch, progress: float) -> Terms:
         """L_Re (eq. 5)."""
         _, _, loss = self.compressor.compress(batch.target_images)
-        descend(loss, progress, *self.learners.values())
+        descend(loss, progress, *self.learners.values(), terms={"reconstruction": loss})
         return detached({"reconstruction": loss})
 
 
 class CckdnAdapter(Adapter):
-    """Cl gets cross-entropy, L_DL and L_Ad; FTM L_DL and L_Ad; Re L_Re and L_Ad; Co L_Re alone."""
+    """Cl gets cross-entropy, L_DL and L_Ad; FTM L_DL and L_Ad; Re L_Re and L_Ad; Co L_Re alone.
+
+    On several devices all but the cross-entropy are means over a process's own images: their mean is the whole batch's.
+    """
 
     aligns: ClassVar[bool] = False
 
@@ -125,11 +128,11 @@ class CckdnAdapter(Adapter):
         self.taps = Taps(network)
         pairs = list(zip(self.taps.channels, self.compressor.widths, strict=True))
         transforms = workshop.module(
-            f"cckdn transforms of {role}", lambda: nn.ModuleList(Transform(*pair) for pair in pairs)
+            f"cckdn transforms of {role}", lambda: nn.ModuleList(Transform(*pair) for pair in pairs), True
         )
         assert isinstance(transforms, nn.ModuleList)
         self.transforms = transforms
-        self.critic = workshop.module("cckdn discriminator", lambda: discriminator(recipe.critic == "hinge"))
+        self.critic = workshop.module("cckdn discriminator", lambda: discriminator(recipe.critic == "hinge"), True)
         own = workshop.adam(role, network.parameters(), recipe.network_lr) if recipe.network_lr else None
         self.learners: dict[str, Learner] = {
             role: own or workshop.learner(role),
@@ -148,6 +151,7 @@ class CckdnAdapter(Adapter):
         recipe = self.recipe
         target_features, real, reconstruction = self.compressor.compress(batch.target_images)
         output, taps = self.taps.run(self.workshop.networks[self.role], batch.source_images)
+        output = self.workshop.whole(output)
         moved = [
             transform(tap, (wanted.shape[2], wanted.shape[3]))
             for transform, tap, wanted in zip(self.transforms, taps, target_features, strict=True)
@@ -155,7 +159,7 @@ class CckdnAdapter(Adapter):
         fake = self.compressor.rebuild(moved[-1], batch.source_images)
 
         critic = self._critic_loss(real.detach(), fake.detach())
-        descend(critic, progress, *self.adversaries.values())
+        descend(critic, progress, *self.adversaries.values(), terms={"critic": critic})
 
         distances = [self._distance(ours, wanted.detach()) for ours, wanted in zip(moved, target_features, strict=True)]
         terms = {
@@ -183,7 +187,9 @@ class CckdnAdapter(Adapter):
         if self.recipe.critic == "hinge":
             return F.relu(1 - scores_real).mean() + F.relu(1 + scores_fake).mean()
         wasserstein: Tensor = scores_fake.mean() - scores_real.mean()
-        return wasserstein + PENALTY * gradient_penalty(self.critic, real, fake)
+        group = self.workshop.group
+        share = group.own(torch.rand(len(real) * group.size, 1, 1, 1, device=real.device))
+        return wasserstein + PENALTY * gradient_penalty(self.critic, real, fake, share)
 
 
 def _statistics(features: Tensor) -> Tensor:

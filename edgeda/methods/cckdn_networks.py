@@ -100,9 +100,11 @@ def block(channels: int, width: int, stride: int) -> list[nn.Module]:
     ]
 
 
-def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    """(|grad D(x)| - 1)^2 at random points between real and fake images (WGAN-GP, Gulrajani et al., 2017), the mean."""
-    share = torch.rand(len(real), 1, 1, 1, device=real.device)
+def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
+    """Mean of (|grad D(x)| - 1)^2 at x = share * real + (1 - share) * fake (WGAN-GP, Gulrajani et al., 2017).
+
+    `share` `(B, 1, 1, 1)` is random in [0, 1).
+    """
     between = (share * real + (1 - share) * fake).requires_grad_()
     (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     penalty: Tensor = (gradient.flatten(1).norm(dim=1) - 1).square().mean()

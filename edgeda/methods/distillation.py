@@ -68,10 +68,10 @@ def distill(
     teacher_source = teacher_source if "source" in recipe.domains else None
     teacher_target = teacher_target if "target" in recipe.domains else None
     if teacher_source is None:
-        student_target = workshop.networks["student"](batch.target_images)
+        student_target = workshop.output("student", batch.target_images)
         student_source = None
     elif teacher_target is None:
-        student_source, student_target = workshop.networks["student"](batch.source_images), None
+        student_source, student_target = workshop.output("student", batch.source_images), None
     else:
         student_source, student_target = workshop.forward("student", batch)
     total = batch.source_images.new_zeros(())

@@ -41,15 +41,15 @@ class KdUda(Method):
         if self.recipe.end_to_end:
             distillation, more = distill(self.workshop, batch, teacher_source, teacher_target)
             loss = (1 - weight) * adaptation + weight * distillation
-            descend(loss, progress, *self.adapter.learners.values(), self.student)
+            descend(loss, progress, *self.adapter.learners.values(), self.student, terms=terms | more)
             return detached(terms | more)
 
-        descend((1 - weight) * adaptation, progress, *self.adapter.learners.values())
+        descend((1 - weight) * adaptation, progress, *self.adapter.learners.values(), terms=terms)
         if self.recipe.recompute_teacher:
             with torch.no_grad():
                 teacher_source, teacher_target = self.workshop.forward("teacher", batch)
         distillation, more = distill(self.workshop, batch, teacher_source, teacher_target)
-        descend(weight * distillation, progress, self.student)
+        descend(weight * distillation, progress, self.student, terms=more)
         return detached(terms | more)
 
 

@@ -27,12 +27,11 @@ class Distil(Method):
 
     def step(self, batch: Batch, progress: float) -> Terms:
         """L_TKD + L_SKD (eqs. 3-4), or L_SKD; the teacher is in eval mode."""
-        teacher = self.workshop.networks["teacher"]
         with torch.no_grad():
-            source = teacher(batch.source_images) if "source" in self.domains else None
-            target = teacher(batch.target_images) if "target" in self.domains else None
+            source = self.workshop.output("teacher", batch.source_images) if "source" in self.domains else None
+            target = self.workshop.output("teacher", batch.target_images) if "target" in self.domains else None
         loss, terms = distill(self.workshop, batch, source, target)
-        descend(loss, progress, self.learners["student"])
+        descend(loss, progress, self.learners["student"], terms=terms)
         return detached(terms)
 
 

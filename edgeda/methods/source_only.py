@@ -23,9 +23,9 @@ class SourceOnly(Method):
 
     def step(self, batch: Batch, progress: float) -> Terms:
         """L_CE(N(x_source), y_source)."""
-        output = self.workshop.networks[self.role](batch.source_images)
+        output = self.workshop.output(self.role, batch.source_images)
         loss = F.cross_entropy(output.logits, batch.source_labels)
-        descend(loss, progress, self.learners[self.role])
+        descend(loss, progress, self.learners[self.role], terms={"cross_entropy": loss})
         return detached({"cross_entropy": loss})
 
 

@@ -52,7 +52,7 @@ class Prune(Uda):
         self.round, self.scored = 0, 0
         self.pruned_at: float | None = None
         """How far the round was when channels went, in [0, 1); None: it still scores."""
-        self.scores = ChannelScores(self.network, self.found)
+        self.scores = ChannelScores(self.network, self.found, self.workshop.group)
 
     def step(self, batch: Batch, progress: float) -> Terms:
         """Score a batch, or prune if the scores are complete and train on it."""
@@ -60,7 +60,7 @@ class Prune(Uda):
         within = at - int(at)
         if int(at) + 1 > self.round:
             self.round, self.scored, self.pruned_at = int(at) + 1, 0, None
-            self.scores = ChannelScores(self.network, self.found)
+            self.scores = ChannelScores(self.network, self.found, self.workshop.group)
         if self.pruned_at is None:
             in_first_epoch = within < 1 / (1 + self.recipe.round_epochs)
             if in_first_epoch and (not self.recipe.score_steps or self.scored < self.recipe.score_steps):
@@ -77,7 +77,7 @@ class Prune(Uda):
             with self.workshop.fabric.autocast():
                 source, target = (_float(output) for output in plain.forward("student", batch))
             loss, terms = self.adaptation(source, target, batch.source_labels, ADAPTED)
-            self.scores.add(loss, len(batch.source_labels))
+            self.scores.add(loss, len(batch.source_images))
         return detached(terms)
 
     def prune(self) -> None:

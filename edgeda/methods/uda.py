@@ -31,7 +31,7 @@ class Uda(Method):
     def step(self, batch: Batch, progress: float) -> Terms:
         """One step down L_TDA."""
         adapted = self.adapter.adapt(batch, progress if self.ramp is None else self.ramp)
-        descend(adapted.loss, progress, *self.adapter.learners.values())
+        descend(adapted.loss, progress, *self.adapter.learners.values(), terms=adapted.terms)
         return detached(adapted.terms)
 
 

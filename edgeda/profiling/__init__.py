@@ -14,6 +14,7 @@ from edgeda.profiling.opening import (
     backbone_subject,
     engines_for,
     file_subject,
+    not_run,
     weights_subject,
 )
 from edgeda.profiling.stages import image_for
@@ -23,6 +24,7 @@ __all__ = [
     "ENGINES",
     "Extras",
     "Profile",
+    "check_engines",
     "check_request",
     "exported_subjects",
     "find_subjects",
@@ -94,17 +96,22 @@ def check_request(batch_sizes: Sequence[int], threads: int | None, extras: Extra
         image_for(extras.image)
 
 
+def check_engines(engines: Sequence[str] | None) -> None:
+    """InputError unless each is an engine that is known; None means all that are there."""
+    if engines is not None and not engines:
+        raise InputError(f"no engine to measure in; known: {', '.join(ENGINES)}")
+    for engine in engines or ():
+        if engine not in ENGINES:
+            raise InputError(f"unknown engine '{engine}'{did_you_mean(engine, ENGINES)}")
+
+
 def find_subjects(
     model: str | None, engines: Sequence[str] | None = None, classes: int = 1000, input_size: int = 224
 ) -> list[Subject]:
     """What a MODEL argument stands for, in each engine that runs it or is asked for; InputError as `profile_model`."""
     if classes < 1 or input_size < 1:
         raise InputError(f"classes ({classes}) and input size ({input_size}) must be at least 1")
-    if engines is not None and not engines:
-        raise InputError(f"no engine to measure in; known: {', '.join(ENGINES)}")
-    for engine in engines or ():
-        if engine not in ENGINES:
-            raise InputError(f"unknown engine '{engine}'{did_you_mean(engine, ENGINES)}")
+    check_engines(engines)
     if model is not None and _is_name(model):
         possible = [_backbone(model, classes, input_size)]
     else:
@@ -112,8 +119,7 @@ def find_subjects(
         possible = _of_run(found) if isinstance(found, RunDirectory) else _of_file(found, found.name)
     chosen = [subject for subject in possible if engines is None or subject.engine in engines]
     if not chosen:
-        usable = ", ".join(dict.fromkeys(subject.engine for subject in possible))
-        raise InputError(f"{model or 'this model'} runs in {usable}, not in {', '.join(engines or ())}")
+        raise not_run(model or "this model", [subject.engine for subject in possible], engines or ())
     return chosen
 
 

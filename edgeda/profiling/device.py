@@ -29,8 +29,10 @@ _CANNOT_EXECUTE, _NOT_FOUND = 126, 127
 
 # Runs in any Python 3, old ones included, so that an old one is told in words.
 _MAIN = """import json, os, sys
-# Engines leave files in the temporary folder: they go with the rest.
-os.environ["TMPDIR"] = os.path.dirname(os.path.abspath(sys.argv[0]))
+# Engines leave files in the temporary folder and in the user's cache: they go with the rest.
+for place in ("TMPDIR", "XDG_CACHE_HOME"):
+    os.environ[place] = os.path.dirname(os.path.abspath(sys.argv[0]))
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 def stop(text):
     print(json.dumps({"error": text, "exit_code": 3}))
     sys.exit(0)
@@ -114,12 +116,9 @@ def profile_on(
     from edgeda.remote import Remote
 
     image = image_for(extras.image) if extras.end_to_end else None
-    request = {
-        "models": [{"label": load.label, "path": load.names(at)[0]} for at, load in enumerate(loads)],
-        "engines": None if engines is None else list(engines), "batch_sizes": list(batch_sizes), "threads": threads,
-        "budget_s": budget_s, "streams": list(extras.streams), "memory": extras.memory, "power": extras.power,
-        "end_to_end": extras.end_to_end, "image": f"models/{image.name}" if image else None,
-    }  # fmt: skip
+    request = job_request(
+        loads, batch_sizes=batch_sizes, engines=engines, threads=threads, budget_s=budget_s, extras=extras
+    )
     with tempfile.TemporaryDirectory(prefix="edgeda-") as folder:
         job = Path(folder) / JOB
         try:
@@ -131,6 +130,25 @@ def profile_on(
             remote.put(job, JOB)
             done = remote.run([python, JOB], timeout_s)
     return _answer(done, where, python)
+
+
+def job_request(
+    loads: Sequence[Cargo],
+    *,
+    batch_sizes: Sequence[int] = (1,),
+    engines: Sequence[str] | None = None,
+    threads: int | None = None,
+    budget_s: float = 1.0,
+    extras: Extras = Extras(),  # noqa: B008 - frozen
+) -> dict[str, Any]:
+    """What `on_device.run` is asked for, as plain JSON values."""
+    image = image_for(extras.image) if extras.end_to_end else None
+    return {
+        "models": [{"label": load.label, "path": load.names(at)[0]} for at, load in enumerate(loads)],
+        "engines": None if engines is None else list(engines), "batch_sizes": list(batch_sizes), "threads": threads,
+        "budget_s": budget_s, "streams": list(extras.streams), "memory": extras.memory, "power": extras.power,
+        "end_to_end": extras.end_to_end, "image": f"models/{image.name}" if image else None,
+    }  # fmt: skip
 
 
 def write_job(path: Path, loads: Sequence[Cargo], request: Mapping[str, Any], image: Path | None) -> None:

@@ -45,7 +45,8 @@ def machine(root: Path = ROOT) -> dict[str, Any]:
 def machine_line(described: dict[str, Any] | None = None) -> str:
     """`machine()` in one short line, for under a table."""
     facts = machine() if described is None else described
-    parts = [str(facts.get("jetson") or facts.get("cpu")), f"{facts.get('threads')} threads"]
+    threads = facts.get("threads")
+    parts = [str(facts.get("jetson") or facts.get("cpu")), f"{threads} thread{'' if threads == 1 else 's'}"]
     if facts.get("memory_gb"):
         parts.append(f"{facts['memory_gb']:.0f} GB")
     gpus = facts.get("gpus") or []

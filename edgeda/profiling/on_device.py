@@ -18,7 +18,7 @@ from edgeda.errors import EdgedaError, from_os_error
 from edgeda.profiling import profile_subjects
 from edgeda.profiling.latency import cpu_pressure
 from edgeda.profiling.machine import machine
-from edgeda.profiling.opening import PROVIDERS, engines_for, file_subject
+from edgeda.profiling.opening import PROVIDERS, engines_for, file_subject, not_run
 from edgeda.profiling.subjects import Extras
 
 PACKAGES = {**dict.fromkeys(PROVIDERS, "onnxruntime"), "openvino": "openvino", "tensorrt": "tensorrt"}
@@ -46,13 +46,17 @@ def run(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     asked = request["engines"]
     subjects = []
     wanted: set[str] = set()
+    usable: list[str] = []
     for model in request["models"]:
         path = folder / model["path"]
         for engine in engines_for(path):
+            usable.append(engine)
             if asked is None or engine in asked:
                 wanted.add(PACKAGES[engine])
                 if _installed(PACKAGES[engine]):
                     subjects.append(file_subject(model["label"], path, engine))
+    if not wanted:
+        raise not_run(", ".join(model["label"] for model in request["models"]), usable, asked)
     if not subjects:
         return {"missing": sorted(wanted), "python": sys.executable}
     image = request["image"]

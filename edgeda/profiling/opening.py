@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeda.errors import EdgedaError, InputError, require
+from edgeda.errors import EdgedaError, InputError, MachineError, require
 from edgeda.profiling.complexity import Complexity, torch_complexity
 from edgeda.profiling.layers import Layer, onnx_layers, torch_layers
 from edgeda.profiling.onnx_graph import onnx_complexity
@@ -151,6 +151,17 @@ def engines_for(path: Path) -> tuple[str, ...]:
         )
     first, *rest = FILE_ENGINES[suffix]
     return (first, *(_accelerators() if first == "onnxruntime" else ()), *rest)
+
+
+def not_run(model: str, usable: Sequence[str], asked: Sequence[str]) -> EdgedaError:
+    """Why none of the engines `asked` for runs a model that the `usable` ones run: this machine, or its format."""
+    lacking = [PROVIDERS[engine] for engine in asked if engine in PROVIDERS and "onnxruntime" in usable]
+    if lacking:
+        return MachineError(
+            f"the ONNX Runtime of this machine has no {lacking[0]} for {model}; install a package that brings it "
+            "(CUDA and TensorRT: onnxruntime-gpu; on a Jetson NVIDIA's own wheel of it)"
+        )
+    return InputError(f"{model} runs in {', '.join(dict.fromkeys(usable))}, not in {', '.join(asked)}")
 
 
 def _accelerators() -> list[str]:

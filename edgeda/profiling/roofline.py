@@ -39,7 +39,8 @@ class Device:
 def _jetson(name: str, title: str, sparse_int8: float, bandwidth: float, source: str) -> Device:
     shares = {"int8": 2, "fp16": 4, "bf16": 4, "fp32": 8}
     peaks = {precision: sparse_int8 / share for precision, share in shares.items()}
-    return Device(name, title, peaks, bandwidth, f"NVIDIA's module data: {source}; {_DENSE}")
+    told = f"NVIDIA's module data, GPU alone: {source}; {_DENSE}"
+    return Device(name, title, peaks, bandwidth, told)
 
 
 DEVICES = {
@@ -47,12 +48,14 @@ DEVICES = {
     for device in (
         _jetson("orin-nano", "Jetson Orin Nano 8GB", 40, 68, "40 sparse int8 TOPS, 68 GB/s"),
         _jetson("orin-nano-super", "Jetson Orin Nano 8GB, Super mode", 67, 102, "67 sparse int8 TOPS, 102 GB/s"),
-        _jetson("orin-nx", "Jetson Orin NX 16GB", 100, 102,
-                "100 sparse int8 TOPS with both DLAs (an engine on the GPU alone reaches less), 102 GB/s"),
-        _jetson("agx-orin", "Jetson AGX Orin 64GB, MAXN", 171, 205,
-                "171 sparse int8 TOPS of the GPU in MAXN (109 at 50 W, 41 at 30 W, 14 at 15 W), 205 GB/s"),
-        _jetson("thor", "Jetson Thor T5000", 1035, 273,
-                "2070 sparse fp4 TFLOPS, of which sparse int8 is taken as half, 273 GB/s"),
+        _jetson("orin-nx", "Jetson Orin NX 16GB", 60, 102.4,
+                "60 sparse int8 TOPS (100 published, of which 40 are the two DLAs'), 102.4 GB/s"),
+        _jetson("agx-orin", "Jetson AGX Orin 64GB, MAXN", 171, 204.8,
+                "171 sparse int8 TOPS in MAXN (109 at 50 W, 41 at 30 W, 14 at 15 W; 275 published, of which 105 are "
+                "the two DLAs'), 204.8 GB/s"),
+        _jetson("thor", "Jetson T5000 (AGX Thor), MAXN", 1035, 273,
+                "1035 sparse fp8 TFLOPS, half of the published 2070 in sparse fp4; int8 is not published and taken "
+                "for as fast as fp8, 273 GB/s"),
     )
 }  # fmt: skip
 

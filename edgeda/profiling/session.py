@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeda.errors import EdgedaError, InputError
-from edgeda.profiling import Extras, Profile, check_request, find_subjects, profile_subjects
+from edgeda.profiling import Extras, Profile, check_engines, check_request, find_subjects, profile_subjects
 from edgeda.profiling.child import in_fresh_process
 from edgeda.profiling.device import Cargo, cargo, profile_on
 from edgeda.profiling.latency import cpu_pressure
@@ -46,6 +46,7 @@ def profile(
     beside what was measured.
     """
     check_request(batch_sizes, threads, extras)
+    check_engines(engines)
     devices = None if estimate_for is None else find_devices(estimate_for)
     if device is not None:
         loads = cargo(models)

@@ -11,7 +11,7 @@ from edgeda.artifacts import RunDirectory
 from edgeda.errors import InputError
 from edgeda.profiling.machine import compute_threads, machine, machine_line
 from edgeda.profiling.subjects import TORCH, Subject, file_subject, measure, weights_subject
-from edgeda.report.compare_rows import ROLE_NAMES, Measured, accuracy, add_run, facts, short_names
+from edgeda.report.compare_rows import NETWORKS, Measured, accuracy, add_run, facts, short_names
 from edgeda.report.pareto import front, ship
 from edgeda.report.profiles import caveats
 from edgeda.report.summary import verdict_lines
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgeda.report.pruned import Cut, Pruner
     from edgeda.train import Watcher
 
-__all__ = ["ROLE_NAMES", "accuracy", "compare_runs", "compare_text", "conclusion"]
+__all__ = ["accuracy", "compare_runs", "compare_text", "conclusion"]
 
 COMPARE_COLUMNS = (
     Column("mark", ""),
@@ -162,7 +162,7 @@ def _subject(label: str, weights: Path, engine: str, folder: Path) -> Subject:
 
 def conclusion(rows: Sequence[Row]) -> str:
     """What the rows of `compare_runs` say, in one sentence; what was not measured is not claimed."""
-    by_role = {role: next((row for row in rows if row["role"] == role), {}) for role in ROLE_NAMES}
+    by_role = {role: next((row for row in rows if row["role"] == role), {}) for role in NETWORKS}
     parts = [_on_target(by_role), _arithmetic(by_role), _fastest(rows, by_role["teacher"])]
     return "; ".join(part for part in parts if part) + "."
 
@@ -201,9 +201,10 @@ def _on_target(by_role: Mapping[str, Row]) -> str:
         return "accuracy on the target is not known, as the run had no target labels"
     said = f"the adapted student reaches {student:.1f} % on the target"
     if source_only is not None:
-        said = f"the adapted student is {_points(student, source_only)} the source-only student on the target"
+        reference = by_role["source_only"].get("reference", "source-only student")
+        said = f"the adapted student is {_points(student, source_only)} the {reference} on the target"
         if student < source_only - _LEVEL:
-            said += " (keep the source-only student)"
+            said += f" (keep the {reference})"
     if teacher is not None:
         said += f" and {_points(student, teacher)} the teacher"
     return said

@@ -12,11 +12,13 @@ from edgeda.artifacts import ROLES, RunDirectory
 from edgeda.errors import EdgedaError, InputError
 from edgeda.profiling import exported_subjects
 from edgeda.profiling.subjects import Subject, measure, weights_subject
+from edgeda.report.summary import reference_student
 from edgeda.report.tables import Row
 from edgeda.runtime.backends.engine_file import read_sidecar
 from edgeda.runtime.strict_json import parse_json
 
-ROLE_NAMES = {"teacher": "teacher", "student": "student", "source_only": "source-only student"}
+NETWORKS = ("teacher", "student", "source_only")
+"""Of a run, in the order of its rows."""
 KINDS = ("selected", "last", "oracle")
 
 
@@ -46,7 +48,8 @@ def add_run(measured: Measured, run: RunDirectory, name: str, seen: set[str]) ->
     A network whose weights are those of an earlier run (the digest is in `seen`) is not measured again.
     """
     summary = run.summary()
-    for role, words in ROLE_NAMES.items():
+    for role in NETWORKS:
+        words = reference_student(summary) if role == "source_only" else role
         weights = run.weights(role)
         if not weights.is_file() and accuracy(summary, role, "source") is None:
             continue
@@ -83,6 +86,7 @@ def facts(run: RunDirectory, summary: Mapping[str, Any], role: str) -> dict[str,
         "run": str(run.path),
         "method": summary.get("method"),
         "network": role,
+        "reference": reference_student(summary),
         **found,
         "target_accuracy": found["target_selected"],
         "source_accuracy": accuracy(summary, role, "source"),

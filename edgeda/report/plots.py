@@ -10,7 +10,7 @@ from edgeda.profiling.latency import Latency
 from edgeda.report import svg
 from edgeda.report.evidence import Evidence, domain_gap, embed
 from edgeda.report.page import figure, figures, items, paragraph, section, table
-from edgeda.report.sections import student_name
+from edgeda.report.sections import network_name, student_name
 from edgeda.report.tables import Column, Row, format_value
 from edgeda.schedules import beta
 
@@ -19,7 +19,7 @@ History = Sequence[Mapping[str, Any]]
 MOST_LAYERS = 24
 
 
-def features_section(found: Evidence) -> str:
+def features_section(summary: Mapping[str, Any], found: Evidence) -> str:
     """Both domains in the feature space of both students."""
     drawn = []
     for role, (source, target) in found.features.items():
@@ -33,7 +33,7 @@ def features_section(found: Evidence) -> str:
             f"{how} of {len(source)} source and {len(target)} target images. The domains' means are {gap:.2f} of a "
             "domain's spread apart."
         )
-        title = f"Features of the {student_name(role)}"
+        title = f"Features of the {student_name(role, summary)}"
         drawn.append(figure(title, svg.scatter(title, note, groups), legend=list(groups), note=note))
     why = (
         "Where adaptation worked, target images lie among the source images of their class instead of apart from them."
@@ -41,11 +41,11 @@ def features_section(found: Evidence) -> str:
     return section("Features of both domains", paragraph(why, "dim") if drawn else "", figures(*drawn))
 
 
-def training_section(history: History, found: Evidence) -> str:
+def training_section(summary: Mapping[str, Any], history: History, found: Evidence) -> str:
     """Losses of each stage, the label-free score, accuracies, and the weight of distillation."""
     drawn = [_losses(stage, [one for one in history if one["stage"] == stage])
              for stage in dict.fromkeys(str(record["stage"]) for record in history)]  # fmt: skip
-    return section("Training", figures(_over_epochs(history), *drawn, _beta(history, found)))
+    return section("Training", figures(_over_epochs(summary, history), *drawn, _beta(history, found)))
 
 
 def _losses(stage: str, epochs: History) -> str:
@@ -65,7 +65,7 @@ def _losses(stage: str, epochs: History) -> str:
     return figure(f"Losses: {stage}", drawing, legend=names, table=table(listed, columns))
 
 
-def _over_epochs(history: History) -> str:
+def _over_epochs(summary: Mapping[str, Any], history: History) -> str:
     known: dict[str, list[tuple[float, float]]] = {}
     scored = [one for one in history if one["networks"]]
     labelled = any(v.get("target_accuracy") is not None for one in scored for v in one["networks"].values())
@@ -73,7 +73,7 @@ def _over_epochs(history: History) -> str:
         for role, values in one["networks"].items():
             value = values.get("target_accuracy") if labelled else (values.get("scores") or {}).get("im")
             if value is not None:
-                line = known.setdefault(role.replace("_", "-"), [])
+                line = known.setdefault(network_name(role, summary), [])
                 line.append((float(len(line) + 1), float(value)))
     if not known:
         return ""

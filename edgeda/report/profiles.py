@@ -237,4 +237,4 @@ def _samples(rows: Sequence[Row]) -> list[str]:
     counted = f"{min(runs)}" if min(runs) == max(runs) else f"{min(runs)} to {max(runs)}"
     jitter = [row["jitter_mad_ms"] / row["median_ms"] for row in rows if row["jitter_mad_ms"] is not None]
     said = f"; jitter (MAD) up to {max(jitter):.1%} of the median" if jitter else ""
-    return [f"latency of one call, {counted} calls a row, {threads} threads{said}"]
+    return [f"latency of one call, {counted} calls a row, {threads} {'thread' if threads == 1 else 'threads'}{said}"]

@@ -14,14 +14,13 @@ from edgeda.profiling.machine import machine_line
 from edgeda.report import svg
 from edgeda.report.evidence import AFTER, BEFORE, Evidence, confusion, samples
 from edgeda.report.page import facts, figure, figures, folded, paragraph, section, table
-from edgeda.report.summary import ACCURACY_COLUMNS, accuracy_rows, contradicted
+from edgeda.report.summary import ACCURACY_COLUMNS, accuracy_rows, contradicted, reference_student, reference_word
 from edgeda.report.svg import escape
 from edgeda.report.tables import Column
 
 Summary = Mapping[str, Any]
 History = Sequence[Mapping[str, Any]]
 
-STUDENTS = ("source-only student", "adapted student")
 MOST_CLASSES = 40
 THUMBNAIL = 112
 
@@ -38,7 +37,8 @@ def headline(summary: Summary, history: History) -> str:
         return "This run adapts nothing: its source-only student is what others are compared with."
     if verdict.get("ship") == "adapted":
         return "Ship the adapted student."
-    return "Keep the source-only student: adaptation did not help, as far as can be told without labels."
+    kept = reference_student(summary)
+    return f"Keep the {kept}: adaptation did not help, as far as can be told without labels."
 
 
 def head_section(name: str, summary: Summary, history: History, found: Evidence) -> str:
@@ -76,8 +76,8 @@ def _evidence(summary: Summary) -> list[str]:
         gap = student - reference
         said = f"{abs(gap):.1f} points {'more' if gap >= 0 else 'fewer'} than" if abs(gap) > 0.05 else "as many as"
         lines.append(
-            f"On labelled target images the adapted student is right on {student:.1f} %, {said} the source-only "
-            f"student ({reference:.1f} %)."
+            f"On labelled target images the adapted student is right on {student:.1f} %, {said} the "
+            f"{reference_student(summary)} ({reference:.1f} %)."
         )
     else:
         lines.append("There are no target labels, so its accuracy on the target is not known.")
@@ -108,7 +108,7 @@ def accuracy_section(summary: Summary, found: Evidence) -> str:
     parts = [overall, paragraph(starred, "note") if known else ""]
     test = found.test
     if test is not None and test.labels is not None and found.logits:
-        parts.append(figures(_per_class(summary, found), *(_confused(found, role) for role in found.logits)))
+        parts.append(figures(_per_class(summary, found), *(_confused(summary, found, role) for role in found.logits)))
     return section("Accuracy", *parts)
 
 
@@ -128,7 +128,7 @@ def _per_class(summary: Summary, found: Evidence) -> str:
         change = [abs((values[-1] or 0) - (values[0] or 0)) for _, values in rows]
         kept = sorted(np.argsort(change)[::-1][:MOST_CLASSES].tolist())
         shown, note = [rows[at] for at in kept], f"The {MOST_CLASSES} classes that changed most, of {len(rows)}."
-    names = [student_name(role) for role in found.logits]
+    names = [student_name(role, summary) for role in found.logits]
     columns = [Column("class", "class"), *(Column(name, name, "%", 1) for name in names)]
     listed = [{"class": name, **dict(zip(names, values, strict=True))} for name, values in rows]
     drawing = svg.bars(
@@ -137,12 +137,17 @@ def _per_class(summary: Summary, found: Evidence) -> str:
     return figure("Right on the target, by class, %", drawing, legend=names, note=note, table=table(listed, columns))
 
 
-def student_name(role: str) -> str:
+def student_name(role: str, summary: Summary) -> str:
     """What a reader calls the student of a role."""
-    return STUDENTS[(BEFORE, AFTER).index(role)]
+    return reference_student(summary) if role == BEFORE else "adapted student"
 
 
-def _confused(found: Evidence, role: str) -> str:
+def network_name(role: str, summary: Summary) -> str:
+    """What a reader calls the network of a role, in a legend."""
+    return reference_student(summary) if role == BEFORE else role
+
+
+def _confused(summary: Summary, found: Evidence, role: str) -> str:
     test = found.test
     assert test is not None
     assert test.labels is not None
@@ -158,10 +163,10 @@ def _confused(found: Evidence, role: str) -> str:
     worst = ", ".join(f"{one['true']} for {one['predicted']} ({one['images']})" for one in wrong[:3])
     note = f"Most often mistaken: {worst}." if worst else "No image is mistaken."
     drawing = svg.matrix(
-        f"Confusion of the {student_name(role)}", f"A row for each true class. {note}", classes, counts
+        f"Confusion of the {student_name(role, summary)}", f"A row for each true class. {note}", classes, counts
     )
     columns = [Column("true", "true class"), Column("predicted", "taken for"), Column("images", "images")]
-    return figure(f"Confusion: {student_name(role)}", drawing, note=note, table=table(wrong[:200], columns))
+    return figure(f"Confusion: {student_name(role, summary)}", drawing, note=note, table=table(wrong[:200], columns))
 
 
 def samples_section(summary: Summary, found: Evidence) -> str:
@@ -171,7 +176,7 @@ def samples_section(summary: Summary, found: Evidence) -> str:
     if not chosen or test is None:
         return ""
     classes = test.classes or tuple(summary.get("classes") or ())
-    cards = [_card(found, index, classes) for index in chosen]
+    cards = [_card(summary, found, index, classes) for index in chosen]
     if test.labels is None:
         said = "Images whose predicted class changed come first; their true classes are not known."
     else:
@@ -181,12 +186,12 @@ def samples_section(summary: Summary, found: Evidence) -> str:
     return section("Target images", paragraph(said, "dim"), f'<ul class="samples">{"".join(cards)}</ul>')
 
 
-def _card(found: Evidence, index: int, classes: Sequence[str]) -> str:
+def _card(summary: Summary, found: Evidence, index: int, classes: Sequence[str]) -> str:
     assert found.test is not None
     labels = found.test.labels
     truth = None if labels is None else int(labels[index])
     lines = [] if truth is None else [f"true: {escape(classes[truth])}"]
-    for role, words in ((BEFORE, "source-only"), (AFTER, "adapted")):
+    for role, words in ((BEFORE, reference_word(summary)), (AFTER, "adapted")):
         guess = int(found.logits[role][index].argmax())
         kind, sign = ("", "") if truth is None else ("right", "✓ ") if guess == truth else ("wrong", "✗ ")
         spoken = "" if truth is None else f' aria-label="{"right" if guess == truth else "wrong"}"'

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from edgeda.artifacts import RunDirectory
 from edgeda.report.tables import Column, text_table
+
+log = logging.getLogger(__name__)
 
 ACCURACY_COLUMNS = (
     Column("network", "network"),
@@ -78,9 +82,28 @@ def accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def reference_name(summary: Mapping[str, Any]) -> str:
-    """What the student is compared with: the source-only one, or the student that a run was adapted from."""
+    """What the student is compared with, as a row is called: the source-only one, or that a run was adapted from."""
+    return reference_student(summary) if summary.get("started_from") else NAMES["source_only"]
+
+
+def reference_student(summary: Mapping[str, Any]) -> str:
+    """The same in a sentence, after "the"."""
     earlier = summary.get("started_from")
-    return f"student of {earlier}, as it was" if earlier else NAMES["source_only"]
+    return f"student of {earlier} as it was" if earlier else "source-only student"
+
+
+def reference_word(summary: Mapping[str, Any]) -> str:
+    """The same in a word, before "student"."""
+    return "earlier" if summary.get("started_from") else "source-only"
+
+
+def warn_against(run: RunDirectory) -> None:
+    """A warning where the label-free verdict is not to ship the run's adapted student."""
+    summary = run.summary()
+    if (summary.get("verdict") or {}).get("ship") == "source-only":
+        log.warning(
+            "the verdict is to ship the %s: edgeda export %s --role source_only", reference_student(summary), run.path
+        )
 
 
 def verdict_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -89,9 +112,8 @@ def verdict_lines(summary: Mapping[str, Any]) -> list[str]:
     if not isinstance(verdict, Mapping):
         return []
     adapted = verdict.get("ship") == "adapted"
-    earlier = summary.get("started_from")
-    reference = f"the student of {earlier} as it was" if earlier else "the source-only student"
-    lines = [f"verdict (label-free): ship {'the adapted student' if adapted else reference}: {verdict.get('reason')}"]
+    shipped = "adapted student" if adapted else reference_student(summary)
+    lines = [f"verdict (label-free): ship the {shipped}: {verdict.get('reason')}"]
     contradiction = contradicted(summary)
     return [*lines, contradiction] if contradiction else lines
 
@@ -111,7 +133,7 @@ def contradicted(summary: Mapping[str, Any]) -> str | None:
     better, worse = (reference, student) if adapted else (student, reference)
     if better <= worse + 0.1:
         return None
-    who = ("earlier" if summary.get("started_from") else "source-only") if adapted else "adapted"
+    who = reference_word(summary) if adapted else "adapted"
     return (
         f"the target labels contradict this verdict: by them the {who} student is better, {better:.1f} % against "
         f"{worse:.1f} %"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeda.errors import InputError
-from edgeda.runtime.preprocessing import Pixels
+from edgeda.runtime.preprocessing import Pixels, part
 
 Crop = Image.Image | Pixels
 
@@ -28,12 +28,7 @@ def cut(frame: Crop, boxes: Any) -> list[Crop | None]:
     holds = np.asarray(right_way_round & np.all(low < high, axis=1))
     crops: list[Crop | None] = []
     for (left, top), (right, bottom), some in zip(low.tolist(), high.tolist(), holds.tolist(), strict=True):
-        if not some:
-            crops.append(None)
-        elif isinstance(frame, Image.Image):
-            crops.append(frame.crop((left, top, right, bottom)))
-        else:
-            crops.append(frame[top:bottom, left:right])
+        crops.append(part(frame, (left, top, right, bottom)) if some else None)
     return crops
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from edgeda.errors import InputError
-from edgeda.runtime.preprocessing import Pixels, open_image
+from edgeda.runtime.preprocessing import Pixels, open_image, upright
 
 Picture = Pixels | Image.Image | str | Path
 """One image: an array of uint8 pixels of any size, a Pillow image, or the path of an image file."""
@@ -22,7 +22,7 @@ def decoded(picture: object, index: int, channels: str = "rgb") -> Image.Image |
     if isinstance(picture, (str, Path)):
         return open_image(Path(picture))
     if isinstance(picture, Image.Image):
-        return ImageOps.exif_transpose(picture)
+        return upright(picture, str(index))
     if not isinstance(picture, np.ndarray):
         raise InputError(f"image {index} is a {type(picture).__name__}; give a numpy array, a Pillow image or a path")
     shape = picture.shape

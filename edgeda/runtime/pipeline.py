@@ -25,6 +25,8 @@ from edgeda.runtime.preprocessing import Pixels
 from edgeda.runtime.queues import Feed, Finished, InOrder
 from edgeda.runtime.sources import Frame, Source
 
+FILE_BATCH = 4
+"""Of files, whose frames never wait for a camera: the weights of the network are fetched once for so many frames."""
 _POLL_S = 0.1
 _JOIN_S = 8.0
 
@@ -51,7 +53,8 @@ class Pipeline:
     ...     for result in results: ...
 
     Files give every frame; of live sources only the latest counts. Up to `batch_size` frames that are
-    there at the same moment go through the network together; no frame waits for others. An image that
+    there at the same moment go through the network together; no frame waits for others. None: 4, and 1 where
+    a source is live or pictures are kept, which take memory. An image that
     cannot be read gives a result with `error`. A source that fails ends by itself: see `failures`.
     """
 
@@ -60,11 +63,11 @@ class Pipeline:
         classifier: Classifier,
         sources: Sequence[Source],
         *,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         workers: int | None = None,
         keep_pictures: bool = False,
     ) -> None:
-        if not sources or batch_size < 1:
+        if not sources or (batch_size is not None and batch_size < 1):
             raise InputError("a pipeline needs at least one source and a batch size of at least 1")
         self.sources = list(sources)
         self.failures: list[EdgedaError] = []
@@ -72,11 +75,12 @@ class Pipeline:
         self.finished = False
         """Every source came to its end and every result was given out."""
         self._classifier = classifier
-        self._batch_size = batch_size
+        alone = keep_pictures or any(source.live for source in sources)
+        self._batch_size = batch_size or (1 if alone else FILE_BATCH)
         self._keep_pictures = keep_pictures
         self._stopped = False
         count = workers or cores()
-        self._feed: Feed[Frame] = Feed(len(self.sources), capacity=max(2, batch_size * 2))
+        self._feed: Feed[Frame] = Feed(len(self.sources), capacity=max(2, self._batch_size * 2))
         self._results: InOrder[list[Result]] = InOrder(count, most_ahead=4 * count)
         self._threads = [Thread(target=self._read, args=(at,), daemon=True) for at in range(len(self.sources))]
         self._threads += [Thread(target=self._work, daemon=True) for _ in range(count)]

@@ -10,6 +10,7 @@ sees the same pixels as the training set did. Two geometries:
 
 from __future__ import annotations
 
+import math
 import stat
 import warnings
 from collections.abc import Mapping
@@ -92,7 +93,7 @@ def open_image(path: Path) -> Image.Image:
             if opened.width * opened.height > MOST_PIXELS:
                 raise InputError(f"cannot read image {path}: {opened.width} x {opened.height} pixels are too many")
             opened.load()
-            return ImageOps.exif_transpose(opened)
+            return upright(opened, str(path))
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -102,6 +103,13 @@ def open_image(path: Path) -> Image.Image:
         raise InputError(f"cannot read image {path}: {reason}") from error
     except Exception as error:
         raise InputError(f"cannot read image {path}: {type(error).__name__}: {error}") from error
+
+
+def upright(image: Image.Image, name: str) -> Image.Image:
+    """A decoded image turned by its EXIF orientation; InputError for float pixels, whose range nobody knows."""
+    if image.mode == "F":
+        raise InputError(f"cannot read image {name}: its pixels are floating-point numbers; convert it to 8 or 16 bits")
+    return ImageOps.exif_transpose(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -132,19 +140,40 @@ def square_pixels(image: Image.Image | Pixels, preprocessing: Preprocessing, cha
 
     An array is uint8 `(H, W, 3)` in the order `channels`, `(H, W, 4)` with alpha, or grey `(H, W)`.
     """
-    picture = to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
     side = preprocessing.stored_size
-    width, height = picture.size
+    width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+    box: tuple[float, float, float, float] = (0, 0, width, height)
     if preprocessing.resize == "crop":
         short = min(width, height)
         left, top = (width - short) / 2, (height - short) / 2
-        box = (left, top, left + short, top + short)
+        reach = max(1, math.ceil(short / side)) + 1  # of the filter, beyond the square
+        x, y = max(0, int(left) - reach), max(0, int(top) - reach)
+        image = part(image, (x, y, width - x, height - y))
+        box = (left - x, top - y, left - x + short, top - y + short)
+    picture = to_rgb(image if isinstance(image, Image.Image) else from_array(image))
+    if picture.size != (side, side) or box != (0, 0, side, side):
         picture = picture.resize((side, side), Image.Resampling.BILINEAR, box=box)
-    elif picture.size != (side, side):
-        picture = picture.resize((side, side), Image.Resampling.BILINEAR)
     square = np.asarray(picture, dtype=np.uint8)
     # Each channel is resized by itself, so turning the small square round gives the pixels of turning the large frame.
     return square[..., ::-1] if channels == "bgr" and isinstance(image, np.ndarray) else square
+
+
+def part(image: Image.Image | Pixels, corners: tuple[int, int, int, int]) -> Image.Image | Pixels:
+    """What lies within the corners left, top, right, bottom of an image: a view of an array, a copy of a picture."""
+    left, top, right, bottom = corners
+    if not isinstance(image, Image.Image):
+        return image[top:bottom, left:right]
+    return image if (0, 0, *image.size) == corners else image.crop(corners)
+
+
+def from_array(pixels: Pixels) -> Image.Image:
+    """`Image.fromarray`, which copies what is no whole array a second time: here a part of a frame is read in place."""
+    height, width, *planes = pixels.shape
+    row, *within = pixels.strides
+    if planes != [3] or within != [3, 1] or row < 3 * width:
+        return Image.fromarray(pixels)
+    memory = np.lib.stride_tricks.as_strided(pixels, ((height - 1) * row + 3 * width,), (1,), writeable=False)
+    return Image.frombuffer("RGB", (width, height), memory, "raw", "RGB", row, 1)
 
 
 def central_crop(squares: Pixels, preprocessing: Preprocessing) -> Pixels:

@@ -83,19 +83,20 @@ class ImageFiles(Source):
 
 
 class VideoFile(Source):
-    """Every frame of a video file, through OpenCV."""
+    """Every frame of a video file, through OpenCV; `threads` decode it, 0: as many as OpenCV thinks best."""
 
     channels = "bgr"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int = 0) -> None:
         super().__init__(str(path))
         self.path = path
+        self.threads = threads
 
     def frames(self, stopped: Stopped) -> Iterator[Frame]:
         cv2 = open_cv()
         if not self.path.is_file():
             raise InputError(f"no such video: {self.path}")
-        capture = open_file(cv2, self.path)
+        capture = open_file(cv2, self.path, self.threads)
         try:
             announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
             rate = float(capture.get(cv2.CAP_PROP_FPS)) if capture.isOpened() else 0.0
@@ -191,11 +192,15 @@ class Stream(Source):
         raise InputError(f"{said}; check the address and that it is sending")
 
 
-def open_file(cv2: Any, path: Path) -> Any:
-    """A video file through FFmpeg alone where OpenCV has it: its other readers print what they find on stderr."""
+def open_file(cv2: Any, path: Path, threads: int = 0) -> Any:
+    """A video file through FFmpeg alone where OpenCV has it: its other readers print what they find on stderr.
+
+    `threads` decode it, or as many as FFmpeg likes; other readers know no such setting.
+    """
     registry = getattr(cv2, "videoio_registry", None)
-    ffmpeg = registry is not None and registry.hasBackend(cv2.CAP_FFMPEG)
-    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG) if ffmpeg else cv2.VideoCapture(str(path))
+    if registry is None or not registry.hasBackend(cv2.CAP_FFMPEG):
+        return cv2.VideoCapture(str(path))
+    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, threads] if threads else [])
 
 
 def open_cv() -> Any:

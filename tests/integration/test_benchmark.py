@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -110,6 +111,67 @@ def test_a_failing_scenario_is_named_after_the_table_and_the_others_go_on(
     assert "lab->camera" in ran.out
     assert (tmp_path / "o" / "lab-to-camera" / "source-only" / "seed-0" / "summary.json").is_file()
     assert not (tmp_path / "o" / "lab-to-gone" / "source-only" / "seed-0").exists()
+
+
+def holder(folder: Path) -> int | None:
+    """The process that has a run directory's lock file open."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if descriptor.readlink() == folder / ".lock":
+                return int(descriptor.parts[2])
+        except OSError:
+            continue
+    return None
+
+
+def test_on_ray_a_killed_cell_goes_on_ctrl_c_leaves_a_state_and_nothing_is_made_twice(
+    command: Edgeda, environment: dict[str, str], folders: Folders, recipe: Path, tmp_path: Path
+):
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    values = yaml.safe_load(recipe.read_text())
+    gone = {"source": str(folders.source), "target": str(tmp_path / "nowhere")}
+    values["benchmark"]["scenarios"] = {"lab->gone": gone, **values["benchmark"]["scenarios"]}
+    values["train"] |= {"epochs": 4, "checkpoint_minutes": 0}
+    recipe.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    arguments = ["benchmark", "--recipe", str(recipe), "--seeds", "1", "--out", str(tmp_path / "o")]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "edgeda", *arguments, "--workers", "2"], cwd=tmp_path, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    cell = tmp_path / "o" / "lab-to-camera" / "KD-UDA" / "seed-0"
+    finished = cell.parent.parent / "source-only" / "seed-0"
+
+    def process_that_trains(other_than: int | None = None) -> int:
+        for _ in range(3000):
+            if (cell / "checkpoint").is_dir() and (pid := holder(cell)) not in (None, other_than):
+                return pid
+            assert started.poll() is None, started.communicate()[1]
+            time.sleep(0.02)
+        raise AssertionError("the cell was not trained")
+
+    first = process_that_trains()
+    os.kill(first, signal.SIGKILL)
+    process_that_trains(other_than=first)
+    before = files(finished)
+    assert "summary.json" in before
+    os.killpg(started.pid, signal.SIGINT)  # as a terminal sends it: to Ray's processes, too
+    printed, err = started.communicate(timeout=120)
+    assert started.returncode == 2, err
+    assert printed == ""
+    assert "lab->camera, KD-UDA, seed 0: its process died; trying again" in err
+    assert f"lab->gone, source-only, seed 0: no such folder or file: {tmp_path / 'nowhere'}" in err
+    assert "stopped; 1 of 4 cells are finished" in err
+    assert "Traceback" not in err
+    assert (cell / "checkpoint" / "state.safetensors").is_file()
+    assert not (cell / "summary.json").exists()
+
+    ran = command(*arguments, "--json")
+    assert ran.code == 2
+    assert "2 of 4 cells are missing" in ran.error
+    assert files(finished) == before
+    lines = [json.loads(line) for line in (cell / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["stage"] == "joint"] == [1, 2, 3, 4]
+    assert [line.get("shared") for line in lines if line["stage"] == "source-only"] == [True] * 4
 
 
 def test_a_recipe_without_the_section(command: Edgeda, tmp_path: Path):

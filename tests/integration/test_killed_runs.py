@@ -51,16 +51,24 @@ assert run(out / "killed", -1, True, 0) == 0
 """
 
 
-@pytest.mark.parametrize(("method", "alignment"), [("kd-uda", "mmd"), ("uda", "cdan")])
+@pytest.mark.parametrize(
+    ("method", "alignment", "precision"),
+    [("kd-uda", "mmd", "fp32"), ("uda", "cdan", "fp32"), ("kd-uda", "dann", "bf16")],
+)
 def test_a_run_killed_at_random_steps_ends_with_the_same_student(
-    folders: Folders, environment: dict[str, str], tmp_path: Path, method: str, alignment: str
+    folders: Folders,
+    environment: dict[str, str],
+    tmp_path: Path,
+    method: str,
+    alignment: str,
+    precision: str,
 ):
     network = {"backbone": "resnet10t", "pretrained": "none", "bottleneck": 16}
     values = {
         "data.source": str(folders.source), "data.target": str(folders.target), "data.input_size": 32,
         "data.resize": "squash", "data.crop_pct": 1.0, "data.augment.rotate": 5, "teacher": network,
         "student": network, "method": method, "adapt.alignment": [alignment], "train.warmup_epochs": 1,
-        "train.epochs": 2, "train.batch_size": 12, "train.precision": "fp32", "train.threads": 1,
+        "train.epochs": 2, "train.batch_size": 12, "train.precision": precision, "train.threads": 1,
     }  # fmt: skip
     # 36 source images: 3 steps an epoch; kd-uda has 3 + 6 + 3 + 6 of them, uda 3 + 6 + 6
     kills = [random.randint(1, 9), random.randint(1, 5)]

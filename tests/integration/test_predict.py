@@ -152,8 +152,9 @@ def test_a_run_that_was_not_exported(run_directory: Path, command: Edgeda, tmp_p
     assert (ran.code, "edgeda export run" in ran.error) == (2, True)
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, "closed pipe"])
-def test_it_stops_cleanly(exported: Path, folders: Folders, environment, tmp_path: Path, way):
+def test_it_stops_cleanly(exported: Path, folders: Folders, environment, tmp_path: Path, way, engine: str):
     video = film(tmp_path / "film.avi", folders, frames=6000)
     command = [
         sys.executable,
@@ -164,7 +165,7 @@ def test_it_stops_cleanly(exported: Path, folders: Folders, environment, tmp_pat
         "--source",
         str(video),
         "--engine",
-        "onnxruntime",
+        engine,
     ]
     command += ["--save", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as running:
@@ -175,7 +176,10 @@ def test_it_stops_cleanly(exported: Path, folders: Folders, environment, tmp_pat
             running.stdout.close()
         else:
             os.kill(running.pid, way)
-            running.stdout.read()
+            if way == signal.SIGTERM:
+                os.kill(running.pid, way)  # supervisors may say it twice
+            rest = running.stdout.read().splitlines()
+            assert [json.loads(one)["frame"] for one in rest] == list(range(1, len(rest) + 1))  # the last one too
         said = running.stderr.read().decode()
         code = running.wait(60)
     assert "Traceback" not in said

@@ -97,11 +97,13 @@ def test_no_python_an_old_one_or_nothing_installed_there(command, remote: Sshd, 
     no_engine = python_without(tmp_path / "engine", "onnxruntime", "openvino")
     code, said = refused(command, path, remote, "--remote-python", no_engine)
     assert (code, "-m pip install onnxruntime" in said) == (3, True)
-    old = tmp_path / "old"
-    old.write_text("#!/bin/sh\nsed -n 's/.*//p' job.zip; echo '{\"error\": \"Python 3.8 is too old there\"}'\n")
-    old.chmod(0o755)
+    code, said = refused(command, path, remote, "--engine", "onnxruntime-coreml", "--remote-python", sys.executable)
+    assert (code, "ONNX Runtime of this machine has no CoreMLExecutionProvider for small.onnx" in said) == (3, True)
+    old = python_without(tmp_path / "old")
+    with (tmp_path / "old/site/sitecustomize.py").open("a") as hook:
+        hook.write("sys.version_info = (3, 8, 10)\n")
     code, said = refused(command, path, remote, "--remote-python", old)
-    assert (code, "Python 3.8 is too old there" in said) == (3, True)
+    assert (code, "Python 3.8 is too old there; edgeda needs 3.10 or later" in said) == (3, True)
     code, said = refused(command, path, remote, "--remote-python", "false")
     assert (code, "ended with code 1 there" in said) == (3, True)
 
@@ -119,6 +121,9 @@ def test_no_key_and_a_stranger_s_host_key(
     monkeypatch.setenv("EDGEDA_SSH_OPTIONS", " ".join(remote.options_with(known_hosts="other_hosts")))
     code, said = refused(command, path, remote)
     assert (code, "another host key" in said) == (3, True)
+    monkeypatch.setenv("EDGEDA_SSH_OPTIONS", " ".join(remote.options_with(known_hosts="none_yet")))
+    code, said = refused(command, path, remote)
+    assert (code, "is not known here; check and accept it once with: ssh -p" in said) == (3, True)
 
 
 def test_a_host_that_is_down(command, tmp_path: Path) -> None:
@@ -137,11 +142,13 @@ def test_a_measurement_that_takes_too_long_is_ended(command, remote: Sshd, tmp_p
     assert (code, "did not finish within 1 s" in said) == (3, True)
 
 
-def test_a_full_disk_there(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size_kb", [16, 500])
+def test_a_full_disk_there(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_kb: int) -> None:
+    """There is no room for the job, or only for the job and not for the model that is unpacked from it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", str(disk)], capture_output=True, check=False
     ) if os.geteuid() == 0 else None  # fmt: skip
     if mounted is None or mounted.returncode:
         pytest.skip("a small disk that can be full needs root and the right to mount a tmpfs")
@@ -150,9 +157,12 @@ def test_a_full_disk_there(command, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with running_sshd(tmp_path / "server", {"TMPDIR": str(disk)}) as server:
             monkeypatch.setenv("EDGEDA_SSH_OPTIONS", " ".join(server.options))
             path = small_classifier(tmp_path / "small.onnx")
-            ran = command("profile", path, "--device", server.url)
-            assert ran.code == 3
-            assert "its disk is full" in ran.error
+            with path.open("ab") as stream:  # an unknown field of the format, which readers skip
+                stream.write(b"\xa2\x7d\x80\x80\x14" + bytes(20 * 2**14))
+            python = python_without(tmp_path / "device", *BLOCKED)
+            ran = command("profile", path, "--device", server.url, "--remote-python", python)
+            assert ran.code == (3 if size_kb < 100 else 2)
+            assert "disk is full" in ran.error
             assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -165,5 +175,7 @@ def test_what_cannot_run_there_is_said_before_connecting(command, tmp_path: Path
     (run / "recipe.yaml").write_text("{}")
     ran = command("profile", run, *down)
     assert (ran.code, "has no exports, and a device has no torch" in ran.error) == (2, True)
+    ran = command("profile", small_classifier(tmp_path / "small.onnx"), "--engine", "onnxruntimes", *down)
+    assert (ran.code, "did you mean 'onnxruntime'" in ran.error) == (2, True)
     ran = command("profile", "r18", *down)
     assert (ran.code, "no such model: r18" in ran.error) == (2, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from edgeda.report.summary import verdict_lines
 from tests.conftest import Edgeda, Folders, write_digits
 
 
@@ -21,7 +23,7 @@ def again(edgeda: Edgeda, run_directory: Path, folders: Folders, tmp_path_factor
     ran = edgeda("adapt", "--from", run_directory, "--target", folders.target, "--target-test", folders.target_test,
                  "--set", "student.lr=1e-12", "--set", "teacher.lr=1e-12", "--epochs", 1, "--out", out)  # fmt: skip
     assert ran.code == 0, ran.err
-    assert "student of finished, as it was" in ran.out
+    assert "student of finished as it was" in ran.out
     assert "source-only" not in ran.out.replace("--role source_only", "").replace("resnet", "")
     return out
 
@@ -46,6 +48,22 @@ def test_the_reference_is_the_runs_own_student_unchanged(again: Path, run_direct
     first, second = (json.loads((run / "summary.json").read_text())["accuracy"] for run in (run_directory, again))
     assert second["source_only"]["target"]["selected"] == first["student"]["target"]["selected"]
     assert second["source_only"]["source"] == first["student"]["source"]
+
+
+def test_every_page_calls_the_reference_by_its_name(command: Edgeda, again: Path, tmp_path: Path):
+    name = "student of finished as it was"
+    ran = command("report", again, "--seconds", 0.01, "--out", tmp_path / "report.html")
+    assert ran.code == 0, ran.err
+    page = (tmp_path / "report.html").read_text()
+    for words in (f"the {name} (", f"Features of the {name}", f"Confusion: {name}", "earlier: <span", f"<li>{name}"):
+        assert words in page.replace("</svg>", "</svg><li>"), words
+    visible = re.sub(r"<pre.*?</pre>", "", page, flags=re.DOTALL)
+    assert "source-only" not in visible.replace("Losses: source-only", "").replace("Losses of stage source-only", "")
+    ran = command("compare", again, "--seconds", 0.01)
+    assert (ran.code, "source-only student" in ran.out, f"the {name} on the target" in ran.out) == (0, False, True)
+    summary = json.loads((again / "summary.json").read_text())
+    said, *_ = verdict_lines({**summary, "verdict": {"ship": "source-only", "reason": "worse"}})
+    assert said == f"verdict (label-free): ship the {name}: worse"
 
 
 def test_nothing_warms_up(again: Path):

@@ -338,6 +338,20 @@ def test_upright_windows_agree_with_sampling_them(augment, side, size):
     assert (light - _light(sampled, augment, torch.Generator().manual_seed(2)))[inside].abs().mean() < 2
 
 
+@pytest.mark.parametrize(
+    "augment", [AugmentRecipe(crop="random", flip=True, scale=(0.9, 1.3)), AugmentRecipe(rotate=10)]
+)
+def test_images_do_not_depend_on_the_number_of_threads(augment):
+    images, threads, found = torch.from_numpy(squares(7, 24)), torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(prepare(images, plain(24, 16), augment, torch.Generator().manual_seed(0)))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
+
+
 def test_a_turned_window_is_sampled_and_a_square_is_not_changed_by_it():
     images = squares(3, 16)
     kept = images.copy()

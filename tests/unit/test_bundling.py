@@ -8,8 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -261,82 +259,6 @@ def test_the_runtime_wheel_says_what_pyproject_says_and_installs(tmp_path: Path)
     assert rest == "set()"
 
 
-def run_kit(folder: Path, script: str, *arguments: str, python: str = sys.executable, site: str | None = None):
-    """A kit's script with the kit's own wheel and nothing of this checkout."""
-    zipfile.ZipFile(folder / WHEEL).extractall(folder.parent / "site")
-    paths = [str(folder.parent / "site"), *([site] if site else [])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([python, str(folder / script), *arguments], capture_output=True, text=True, cwd=folder.parent,
-                          env=environment, timeout=120)  # fmt: skip
-
-
-def test_the_python_kit_runs_by_itself(model: Path, tmp_path: Path):
-    pytest.importorskip("cv2", reason="OpenCV is not installed")
-    import cv2
-
-    made = bundle(str(model), "python", tmp_path / "kit")
-    done = run_kit(made.path, "classify.py")
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    ramp = np.broadcast_to(np.linspace(0, 255, 320, dtype=np.uint8)[None, :, None], (240, 320, 3)).copy()
-    assert json.loads(line)["label"] == Classifier(model)(ramp)[0].label
-    picture = np.random.default_rng(4).integers(0, 256, (30, 40, 3), np.uint8)
-    cv2.imwrite(str(tmp_path / "red.png"), picture[..., ::-1])
-    done = run_kit(made.path, "classify.py", "--source", str(tmp_path / "red.png"))
-    (line,) = done.stdout.splitlines()
-    expected = Classifier(model)(picture)[0]
-    assert json.loads(line)["probability"] == pytest.approx(expected.probability, abs=1e-4)
-    missing = run_kit(made.path, "classify.py", "--source", "no-such-file.mp4")
-    assert missing.returncode == 1
-    assert missing.stderr.splitlines()[-1].startswith("error: cannot open no-such-file.mp4")
-
-
-def system_python() -> str:
-    """A Python with GStreamer's bindings that can load this environment's packages; skips with the reason."""
-    python = "/usr/bin/python3"
-    probe = (
-        "import sys, gi; gi.require_version('Gst', '1.0'); from gi.repository import Gst; print(sys.version_info[:2])"
-    )
-    if not shutil.which(python):
-        pytest.skip("no system Python, which has GStreamer's bindings")
-    done = subprocess.run([python, "-c", probe], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip("GStreamer's Python bindings are not installed (Debian: python3-gi, gir1.2-gstreamer-1.0)")
-    if done.stdout.strip() != str(tuple(sys.version_info[:2])):
-        pytest.skip(f"the system's Python {done.stdout.strip()} cannot load this environment's packages")
-    return python
-
-
-def test_the_gstreamer_kit_runs_by_itself(model: Path, tmp_path: Path):
-    python = system_python()
-    made = bundle(str(model), "gstreamer", tmp_path / "kit")
-    site = sysconfig.get_paths()["purelib"]
-    done = run_kit(made.path, "pipeline.py", python=python, site=site)
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["frame"] for line in lines] == list(range(30))
-    assert {line["label"] for line in lines} <= set(NASTY)
-    missing = run_kit(made.path, "pipeline.py", "--uri", "file:///no-such.mp4", python=python, site=site)
-    assert missing.returncode == 1
-    assert missing.stderr.splitlines()[-1].startswith("error: ")
-
-
-def test_gstreamer_frames_hold_the_pixels_that_were_sent(model: Path, tmp_path: Path):
-    """A PNG 21 pixels wide, whose rows GStreamer pads, decoded through the kit's own pipeline."""
-    from PIL import Image
-
-    python = system_python()
-    made = bundle(str(model), "gstreamer", tmp_path / "kit")
-    Image.fromarray(np.random.default_rng(5).integers(0, 256, (18, 21, 3), np.uint8)).save(tmp_path / "small.png")
-    done = run_kit(made.path, "pipeline.py", "--uri", (tmp_path / "small.png").as_uri(), python=python,
-                   site=sysconfig.get_paths()["purelib"])  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    expected = Classifier(model)(tmp_path / "small.png")[0]
-    line = json.loads(done.stdout.splitlines()[0])
-    assert line["label"] == expected.label
-    assert line["probability"] == pytest.approx(expected.probability, abs=1e-4)
-
-
 def test_shell_scripts_and_python_templates_parse(model: Path, tmp_path: Path):
     for kit in KITS:
         for path in bundle(str(model), kit, tmp_path / kit).path.iterdir():
@@ -344,21 +266,6 @@ def test_shell_scripts_and_python_templates_parse(model: Path, tmp_path: Path):
                 compile(path.read_text(), path.name, "exec")
             if path.suffix == ".sh":
                 assert subprocess.run(["sh", "-n", str(path)], check=False).returncode == 0
-
-
-def test_an_openvino_model_goes_into_the_kits_that_run_it(model: Path, tmp_path: Path):
-    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    folder = tmp_path / "ir"
-    folder.mkdir()
-    openvino.save_model(openvino.convert_model(str(model)), str(folder / "student.xml"))
-    (folder / "manifest.json").write_text(json.dumps(read_manifest(model).to_dict()))
-    made = bundle(str(folder), "python", tmp_path / "kit")
-    assert "openvino" in (made.path / "requirements.txt").read_text()
-    done = run_kit(made.path, "classify.py")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["label"] in NASTY
-    with pytest.raises(InputError, match=r"needs the \.onnx"):
-        bundle(str(folder), "deepstream", tmp_path / "other")
 
 
 def test_a_model_that_does_not_say_what_it_is_is_refused_by_what_is_missing(command: Edgeda, tmp_path: Path):

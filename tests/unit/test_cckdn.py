@@ -83,7 +83,7 @@ def test_gradient_penalty_of_a_linear_critic():
     with torch.no_grad():
         critic[1].weight.copy_(torch.tensor([[3.0, 4.0]]))
     images = torch.randn(6, 2, 1, 1)
-    assert gradient_penalty(critic, images, images + 1).item() == pytest.approx(16.0, rel=1e-5)
+    assert gradient_penalty(critic, images, images + 1, torch.rand(6, 1, 1, 1)).item() == pytest.approx(16.0, rel=1e-5)
 
 
 def test_wgan_gp_is_a_choice():

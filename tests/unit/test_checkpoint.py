@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from edgeda import checkpoint
-from edgeda.checkpoint import FILE, load_checkpoint, save_checkpoint
+from edgeda.checkpoint import FILE, PREVIOUS, load_checkpoint, save_checkpoint
 from edgeda.errors import InputError
 
 
@@ -95,7 +95,7 @@ def test_saving_changes_nothing_of_the_state(tmp_path):
 def test_a_later_checkpoint_replaces_the_earlier(tmp_path):
     save_checkpoint(tmp_path, {"position": 1})
     assert round_trip(tmp_path, {"position": 2}) == {"position": 2}
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS, FILE]
 
 
 def test_there_is_none_yet(tmp_path):
@@ -107,7 +107,7 @@ def test_the_file_is_safetensors_and_holds_no_objects(tmp_path):
     save_checkpoint(tmp_path, {"weights": torch.ones(2), "epoch": 3})
     with safe_open(tmp_path / FILE, framework="pt") as opened:
         assert [opened.get_tensor(key).tolist() for key in opened.keys()] == [[1.0, 1.0]]  # noqa: SIM118
-        assert set(opened.metadata()) == {"tree"}
+        assert set(opened.metadata()) == {"tree", "checksum"}
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_checkpoint(tmp_path, {"object": object()})
     assert load_checkpoint(tmp_path) is not None
@@ -158,7 +158,7 @@ def test_what_a_killed_run_left_half_written_is_not_read(tmp_path):
     (tmp_path / f"{FILE}.part").write_bytes(b"half of it")
     assert load_checkpoint(tmp_path) == {"position": 1}
     assert round_trip(tmp_path, {"position": 2}) == {"position": 2}
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS, FILE]
 
 
 @pytest.mark.parametrize("keep", [0, 4, 60, -1])
@@ -180,4 +180,30 @@ def test_another_safetensors_file_is_no_checkpoint(tmp_path):
         load_checkpoint(tmp_path)
     save_file({"a": torch.ones(1)}, tmp_path / FILE, metadata={"tree": "{not json"})
     with pytest.raises(InputError, match="is damaged"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, caplog):
+    """Whatever was damaged: cut off, emptied, zeroed as after a power cut, or a single bit of a weight."""
+    for number in (1, 2):
+        save_checkpoint(tmp_path, {"position": number, "weights": torch.full((1000,), float(number))})
+    whole, before = ((tmp_path / name).read_bytes() for name in (FILE, PREVIOUS))
+    flipped = bytearray(whole)
+    flipped[-2000] ^= 1
+    for damaged in (b"", whole[:100], whole[:-1], bytes(len(whole)), bytes(flipped)):
+        (tmp_path / FILE).write_bytes(damaged)
+        (tmp_path / PREVIOUS).write_bytes(before)
+        caplog.clear()
+        found = load_checkpoint(tmp_path)
+        assert found is not None
+        assert (found["position"], found["weights"].unique().tolist()) == (1, [1.0])
+        assert "is damaged: going on from the one before it" in caplog.text
+        assert (tmp_path / FILE).read_bytes() == before, "it is the last good one now"
+        assert not (tmp_path / PREVIOUS).exists()
+
+
+def test_both_damaged_are_one_line(tmp_path):
+    for name in (FILE, PREVIOUS):
+        (tmp_path / name).write_bytes(b"half of it")
+    with pytest.raises(InputError, match=f"{FILE} is damaged .*--overwrite"):
         load_checkpoint(tmp_path)

@@ -48,6 +48,30 @@ def test_the_runtime_sees_the_pixels_of_training(resize: str, shape: tuple[int, 
         np.testing.assert_allclose(network_input(square[None], preprocessing), trained, atol=2e-6)
 
 
+@pytest.mark.parametrize("shape", [(480, 640), (641, 480), (37, 20), (20, 37), (9, 1000)])
+def test_only_the_part_that_counts_is_read_and_the_filter_reaches_beyond_it(shape: tuple[int, int]) -> None:
+    """Reading less changes nothing but the rounding of a pixel that lies between two values."""
+    preprocessing = Preprocessing(size=32, resize="crop")
+    frame = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    left, top = (shape[1] - min(shape)) / 2, (shape[0] - min(shape)) / 2
+    whole = Image.fromarray(frame).resize(
+        (37, 37), Image.Resampling.BILINEAR, box=(left, top, left + min(shape), top + min(shape))
+    )
+    difference = np.abs(square_pixels(frame, preprocessing).astype(int) - np.asarray(whole))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.02
+
+
+def test_parts_of_frames_are_read_in_place() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    preprocessing = Preprocessing(size=16, resize="squash")
+    frame.flags.writeable = False
+    views = (frame[3:29, 5:41], frame[:, ::-1], frame[::-1], frame[::2, ::3], frame[7:8, 2:59], frame[..., ::-1], frame)
+    for view in views:
+        expected = square_pixels(Image.fromarray(view.copy()), preprocessing)
+        np.testing.assert_array_equal(square_pixels(view, preprocessing), expected)
+
+
 def test_order_of_channels_is_said_not_guessed(model: Path) -> None:
     classifier = Classifier(model, "onnxruntime")
     assert [one.label for one in (*classifier(RED), *classifier(RED, channels="bgr"))] == ["red", "blue"]
@@ -66,6 +90,7 @@ def test_grey_and_alpha_arrays_are_read_like_files(model: Path) -> None:
         (np.zeros((0, 8, 3), np.uint8), "it has no pixels"),
         (np.zeros((8, 8, 2), np.uint8), r"got uint8 \(8, 8, 2\)"),
         (np.zeros((8, 8, 3), bool), "got bool"),
+        (Image.new("F", (8, 8)), "cannot read image 0: its pixels are floating-point"),
     ):
         with pytest.raises(InputError, match=words):
             classifier(bad)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from edgeda.errors import InputError, MachineError, MissingExtra
+from edgeda.fleet.cluster import check_resources
 from edgeda.fleet.recipe import load_fleet
 from edgeda.fleet.report import page, result_of
-from edgeda.fleet.scheduler import Job, _on_node, check_resources, requests
+from edgeda.fleet.scheduler import _on_node, requests
 from edgeda.fleet.state import Storage
 from edgeda.methods import stages
 from edgeda.stage_cache import for_any_target
@@ -72,7 +73,7 @@ def test_each_camera_has_its_own_data_and_the_fleets_keys(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gate").mkdir()
     fleet = load_fleet(written(tmp_path, "recipe: default\nset: {distill.tau: 4}\nsource: mnist\n" + CAMERAS))
-    gate, yard = (fleet.run_recipe(camera) for camera in fleet.cameras.values())
+    gate, yard = (fleet.run_recipe(camera, tmp_path / "frames") for camera in fleet.cameras.values())
     assert (gate.data.source, gate.data.target, gate.data.target_test) == ("mnist", str(tmp_path / "gate"), None)
     assert (yard.data.target, yard.data.target_test) == ("yard/", "yard-labelled/")
     assert gate.distill.tau == yard.distill.tau == 4.0
@@ -98,9 +99,10 @@ def test_what_no_node_has_is_refused_before_anything_runs():
         {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
         {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
     ]
-    check_resources(nodes, [Job("a", {}, cpus=4), Job("b", {}, cpus=2, gpus=1)])
+    check_resources(nodes, "a", 4, 0)
+    check_resources(nodes, "b", 2, 1)
     with pytest.raises(MachineError, match=r"b asks for 4 CPUs and 1 GPUs.* of 2 nodes has 4 CPUs and 1 GPUs"):
-        check_resources(nodes, [Job("b", {}, cpus=4, gpus=1)])
+        check_resources(nodes, "b", 4, 1)
 
 
 def test_what_a_recipe_asks_of_a_node():
@@ -144,12 +146,12 @@ def test_damaged_state_and_unknown_storage_are_named(tmp_path: Path):
         Storage("nosuch://x")
 
 
-def test_cameras_share_the_warm_ups_and_nothing_that_sees_or_is_scored_on_the_target():
+def test_cameras_share_what_trains_on_the_source_and_nothing_that_sees_the_target():
     warm = recipe(train={"warmup_epochs": 2})
-    assert for_any_target(stages(warm)) == ["student warm-up", "teacher warm-up"]
-    assert for_any_target(stages(recipe())) == []
+    assert for_any_target(stages(warm)) == ["student warm-up", "teacher warm-up", "source-only"]
+    assert for_any_target(stages(recipe())) == ["source-only"]
     assert for_any_target(stages(recipe(method="kd-then-uda", train={"warmup_epochs": 1}))) == [
-        "student warm-up", "teacher warm-up",
+        "student warm-up", "teacher warm-up", "source-only", "teacher on the source",
     ]  # fmt: skip
 
 

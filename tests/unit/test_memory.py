@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edgeda.alignments import ALIGNMENTS, build_alignments
 from edgeda.losses.coral import coral, covariance
 from edgeda.losses.distillation import similarity_distillation
-from edgeda.memory import peak_memory_mb
+from edgeda.memory import peak_memory_mb, resident_memory_mb
 from edgeda.outputs import Output
 
 IMAGES, WIDTH, CLASSES = 256, 2048, 31
@@ -90,3 +92,15 @@ def test_peak_memory_remembers_what_was_given_back():
     assert before > 256
     del block
     assert peak_memory_mb() >= before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what a process has resident now")
+def test_peak_memory_is_this_programs_not_that_of_whoever_started_it():
+    block = torch.ones(128 * 2**20)  # 512 MB
+    ours = resident_memory_mb()
+    assert ours is not None
+    assert block[-1] == 1
+    assert 512 < ours <= peak_memory_mb()
+    command = "from edgeda.memory import peak_memory_mb; print(peak_memory_mb())"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 512

@@ -198,6 +198,8 @@ def test_files_of_a_model(tmp_path: Path) -> None:
         (("--estimate", "orin-nanu"), 2, "did you mean 'orin-nano'"),
         (("--estimate", ""), 2, "known: orin-nano"),
         (("--engine", "onnxruntime-cud"), 2, "did you mean 'onnxruntime-cuda'"),
+        (("--engine", "onnxruntime-coreml"), 3, "has no CoreMLExecutionProvider"),
+        (("--engine", "tensorrt"), 2, "not in tensorrt"),
         (("--device", "orin"), 2, "ssh://user@host"),
         (("--device", "ssh://u@h;id"), 2, "is no device"),
         (("--power",), 3, "no power sensor"),

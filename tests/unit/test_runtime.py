@@ -64,7 +64,7 @@ def write_model(
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, (dims[0], len(weight)))],
         tensors,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     if classes is not None:
         manifest = Manifest(classes, preprocessing, "mean-colour", "int8" if quantized else "fp32", (1, None))
         model.metadata_props.add(key="edgeda", value=manifest.embedded())

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgeda.errors import InputError, MachineError, did_you_mean, one_line, require
 from edgeda.runtime.backends.base import FileBackend, checked_threads, choose_output, read_manifest
+from edgeda.runtime.backends.signal_stack import kept_signal_stack
 from edgeda.runtime.manifest import FLOAT_NCHW
 
 _OPENVINO_PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -43,9 +44,10 @@ class OpenVinoBackend(FileBackend):
         if checked_threads(threads) is not None:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
-            core = openvino.Core()
-            model = core.read_model(str(path))
-            compiled = core.compile_model(model, "CPU", config)
+            with kept_signal_stack():
+                core = openvino.Core()
+                model = core.read_model(str(path))
+                compiled = core.compile_model(model, "CPU", config)
         except Exception as error:  # openvino raises bare RuntimeError and its own GeneralFailure
             raise InputError(f"OpenVINO cannot load {path}: {one_line(error)}") from error
         told = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())  # numpy has no bf16 to map it to
@@ -60,12 +62,15 @@ class OpenVinoBackend(FileBackend):
         ranks = {value.get_any_name(): len(value.get_partial_shape()) for value in compiled.outputs}
         self._output = compiled.output(choose_output(path, manifest, ranks))
         self._request = compiled.create_infer_request()
+        self._tensor = openvino.Tensor
         dims = compiled.input(0).get_partial_shape()
         super().__init__(path, manifest, [None if dim.is_dynamic else dim.get_length() for dim in dims])
 
     def _run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        whole = np.require(batch, requirements=["C", "W"])  # what a tensor can share instead of copying
         try:
-            self._request.infer({0: batch})
+            self._request.set_input_tensor(self._tensor(whole, shared_memory=True))
+            self._request.infer()
         except Exception as error:
             raise InputError(f"OpenVINO cannot run {self.path}: {one_line(error)}") from error
         return np.array(self._request.get_tensor(self._output).data, np.float32)

@@ -1,0 +1,83 @@
+"""Files that are whole or not there, whatever stops the process or the machine; folders that one process writes to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from edgeda.errors import InputError
+
+if sys.platform != "win32":
+    import fcntl
+
+PART = ".part"
+"""Ending of a file that is being written; one that is left over is never read, and replaced by the next write."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`: on success its content is put on the disk and takes the name, both or neither.
+
+    On failure it is removed and what was at `path` stays. Raises the block's own OSError, such as a full disk.
+    """
+    temporary = path.with_name(path.name + PART)
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk; nothing where folders cannot be synced."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+class HeldFolder:
+    """A folder that this object alone writes to, until `release` or the end of the process.
+
+    InputError when another one holds it: `doing` says what that one does there. Nothing is written for it, and file
+    systems that cannot lock a folder do not.
+    """
+
+    def __init__(self, folder: Path, doing: str) -> None:
+        self._descriptor: int | None = None
+        if sys.platform == "win32":
+            return
+        self._descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise InputError(f"another process is {doing} {folder}; wait for it, or choose another folder") from None
+        except OSError:  # some network file systems
+            self.release()
+
+    def release(self) -> None:
+        """Let others have it; may be called twice."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __enter__(self) -> HeldFolder:
+        return self
+
+    def __exit__(self, *of_the_block: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        self.release()

@@ -1,0 +1,41 @@
+"""What a signal does to the command line itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from edgeda import cli
+from tests.conftest import Edgeda
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_makes_an_error_of_is_still_a_signal(
+    command: Edgeda, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    """An extension module that is being imported turns KeyboardInterrupt into an ImportError of its own."""
+
+    def interrupted(*arguments: object, **options: object) -> int:
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "app", interrupted)
+    ran = command("doctor")
+    assert (ran.code, ran.error.startswith("error: interrupted")) == (2, True), ran.err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_ignored_signal_stays_ignored(command: Edgeda, monkeypatch: pytest.MonkeyPatch):
+    """As of a command in the background of a script, or under nohup."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(cli, "app", lambda *arguments, **options: os.kill(os.getpid(), signal.SIGINT))
+        assert command("doctor").code == 0
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,81 @@
+"""Bottlenecks and stems exchanged for training on a CPU: the same numbers, gradients, statistics and names."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeda.fast_blocks import FastBottleneck, LaterReLU, RectifyingPool, use_fast_network
+from edgeda.models import Architecture, build_network
+
+
+def pair(backbone: str = "resnet26") -> tuple[nn.Module, nn.Module]:
+    """A network in double precision's place: timm's in fp32, and its fast twin."""
+    torch.manual_seed(0)
+    plain = build_network(Architecture(backbone, 3))[0].to(memory_format=torch.channels_last).train()
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    fast = copy.deepcopy(plain)
+    use_fast_network(fast)
+    return plain, fast
+
+
+def trained(network: nn.Module, half: bool) -> dict[str, Tensor]:
+    """Everything that one step leaves behind: the gradients of all parameters and the statistics of all layers."""
+    images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        out = network(images)
+    out.features.float().square().mean().backward()
+    left = {f"gradient of {name}": part.grad for name, part in network.named_parameters() if part.grad is not None}
+    return left | {name: buffer.float() for name, buffer in network.named_buffers()}
+
+
+def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
+    assert ours.keys() == theirs.keys()
+    return {name: float((ours[name] - theirs[name]).norm() / (theirs[name].norm() + 1e-6)) for name in ours}
+
+
+def test_a_bf16_step_is_as_near_to_fp32_as_timms_own():
+    """Gradients differ from those of fp32 by bf16's rounding: by no more than timm's own blocks let them differ."""
+    plain, fast = pair()
+    assert sum(type(module) is FastBottleneck for module in fast.modules()) == 8
+    wanted = trained(copy.deepcopy(plain), half=False)
+    theirs, ours = distance(trained(plain, half=True), wanted), distance(trained(fast, half=True), wanted)
+    for name in wanted:
+        assert ours[name] <= 1.5 * theirs[name] + 0.01, (name, ours[name], theirs[name])
+
+
+def test_a_stem_pools_before_it_rectifies_with_the_same_numbers_and_gradients():
+    plain, fast = pair()
+    assert type(fast.backbone.act1) is LaterReLU
+    assert type(fast.backbone.maxpool) is RectifyingPool
+    ours, theirs = trained(fast, half=False), trained(plain, half=False)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_names_and_what_is_saved_stay():
+    plain, fast = pair()
+    assert list(fast.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize("why", ["hook", "eval", "norm"])
+def test_a_block_that_is_looked_at_or_changed_does_as_timms(why):
+    """A hook on the widening convolution is called; frozen or exchanged BatchNorm has its own say."""
+    _, fast = pair()
+    seen: list[object] = []
+    block = next(module for module in fast.modules() if type(module) is FastBottleneck)
+    if why == "hook":
+        block.conv3.register_forward_hook(lambda *_: seen.append(1))
+    elif why == "eval":
+        block.bn3.eval()
+    else:
+        block.bn3.__class__ = type("Other", (nn.BatchNorm2d,), {"forward": lambda self, x: (seen.append(1), x)[1]})
+    before = block.bn3.running_mean.clone()
+    trained(fast, half=True)
+    assert len(seen) == (why != "eval")
+    assert torch.equal(block.bn3.running_mean, before) == (why != "hook")
