@@ -90,6 +90,8 @@ class Outcome:
     seconds: float
     out: str
     err: str
+    cpu_s: float = 0.0
+    """Seconds of one core; much less than `seconds` says that the machine was busy with something else."""
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -105,11 +107,11 @@ def run_caged(action: Callable[[], object], world: World, limit_s: float = LIMIT
     child = os.fork()
     if child == 0:
         _be_the_child(action, world, told)
-    status = _wait(child, limit_s)
+    status, cpu_s = _wait(child, limit_s)
     seconds = time.monotonic() - began
     texts = {name: _text(descriptor) for name, descriptor in told.items()}
     code = os.waitstatus_to_exitcode(status) if status is not None else None
-    outcome = Outcome(code, seconds, texts["out"], texts["err"])
+    outcome = Outcome(code, seconds, texts["out"], texts["err"], cpu_s)
     outcome.problems = list(_judged(outcome, limit_s, texts["events"].splitlines()))
     after = world.untouchable()
     changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
@@ -136,16 +138,16 @@ def _judged(outcome: Outcome, limit_s: float, events: list[str]) -> Iterator[str
     yield from events
 
 
-def _wait(child: int, limit_s: float) -> int | None:
-    """The status of a child; None: it had to be killed."""
+def _wait(child: int, limit_s: float) -> tuple[int | None, float]:
+    """The status of a child, None if it had to be killed, and its seconds of CPU."""
     descriptor = os.pidfd_open(child)
     try:
         ready = select.select([descriptor], [], [], limit_s)[0]
         if not ready:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
-        status = os.waitpid(child, 0)[1]
-        return status if ready else None
+        _, status, used = os.wait4(child, 0)
+        return status if ready else None, used.ru_utime + used.ru_stime
     finally:
         os.close(descriptor)
 
