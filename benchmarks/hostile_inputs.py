@@ -76,7 +76,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=Path, help="folder of seeds to use again")
     parser.add_argument("--strace", action="store_true", help="a sample under strace instead")
     options = parser.parse_args()
-    load_everything()
+    if not options.strace:
+        load_everything()
     root = Path(tempfile.mkdtemp(prefix="hostile-"))
     try:
         place = options.seeds or root / "seeds"
@@ -84,7 +85,13 @@ def main() -> None:
         if options.strace:
             from tests.fuzz.traced import trace
 
-            sys.exit(trace(seeds, root, {name: cases(name, seeds, 8, set()) for name in COUNTS}))
+            sys.exit(
+                trace(
+                    seeds,
+                    root,
+                    {name: list(cases(name, seeds, COUNTS[name], set())) for name in options.reader or COUNTS},
+                )
+            )
         sys.exit(run_all(options, seeds, root))
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -69,6 +69,11 @@ class World:
     def out(self) -> Path:
         return self.root / "out"
 
+    @property
+    def writable(self) -> tuple[str, ...]:
+        """Where a command may write."""
+        return tuple(os.path.realpath(self.root / name) for name in ("out", "tmp", "cache"))
+
     def untouchable(self) -> dict[str, tuple[Any, ...]]:
         """What no command may change: every entry outside the folders that may be written to."""
         found = {}
@@ -99,14 +104,23 @@ class Outcome:
         return self.code in (2, 3)
 
 
-def run_caged(action: Callable[[], object], world: World, limit_s: float = LIMIT_S) -> Outcome:
-    """Fork, run `action` there with `world` as its home, temporary and current folder, and judge how it ended."""
+def run_caged(
+    action: Callable[[], object],
+    world: World,
+    limit_s: float = LIMIT_S,
+    started: Callable[[int], object] = lambda child: None,
+) -> Outcome:
+    """Fork, run `action` there with `world` as its home, temporary and current folder, and judge how it ended.
+
+    `started` is called in this process with the child's id.
+    """
     before = world.untouchable()
     told = {name: os.memfd_create(name) for name in ("out", "err", "events")}
     began = time.monotonic()
     child = os.fork()
     if child == 0:
         _be_the_child(action, world, told)
+    started(child)
     status, cpu_s = _wait(child, limit_s)
     seconds = time.monotonic() - began
     texts = {name: _text(descriptor) for name, descriptor in told.items()}
@@ -190,9 +204,14 @@ def _be_the_child(action: Callable[[], object], world: World, told: dict[str, in
         os._exit(code)
 
 
+def program_is_ours(program: str) -> bool:
+    """Whether edgeda may start it."""
+    return os.path.basename(program) in (*_PROGRAMS, os.path.basename(sys.executable))
+
+
 def hook(world: World, events: int) -> Callable[[str, tuple[Any, ...]], None]:
     """Writes a line to the file `events` for everything that the child must not do."""
-    allowed = tuple(str(world.root / name) for name in ("out", "tmp", "cache"))
+    allowed = world.writable
 
     def note(text: str) -> None:
         os.write(events, (text[:300].replace("\n", " ") + "\n").encode("utf-8", "backslashreplace"))
@@ -210,7 +229,7 @@ def hook(world: World, events: int) -> Callable[[str, tuple[Any, ...]], None]:
                 check(event, arguments[at])
         elif event == "subprocess.Popen":
             command = [os.fspath(word) for word in arguments[1]] if not isinstance(arguments[1], str) else []
-            if not command or os.path.basename(command[0]) not in (*_PROGRAMS, os.path.basename(sys.executable)):
+            if not command or not program_is_ours(command[0]):
                 note(f"started {arguments[1]!r}")
         elif event in _NEVER:
             note(f"{event} {arguments!r}")

@@ -170,7 +170,7 @@ def fleets(seeds: Seeds, chance: random.Random, count: int) -> Cases:
 
             fleet = load_fleet(str(world.inputs / "FLEET.yaml"))
             for camera in list(fleet.cameras.values())[:5]:
-                fleet.run_recipe(camera).to_yaml()
+                fleet.run_recipe(camera, world.out / "frames").to_yaml()
 
         return library(read)
 
