@@ -46,6 +46,8 @@ class Trace:
     outcome: Outcome
     inside: int = 0
     """Times that something was written, made, renamed or removed where it may be."""
+    memory: list[str] = field(default_factory=list)
+    """Names in /dev/shm, which is memory: what was made there and not removed is among the problems, too."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -81,6 +83,7 @@ def traced(action: Callable[[], object], world: World) -> Trace:
     for name, words, result in calls(log.read_text("utf-8", "surrogateescape")):
         judge(found, world, name, words, result)
     log.unlink()
+    found.problems += [f"left {path}" for path in found.memory if os.path.lexists(path)]
     return found
 
 
@@ -123,6 +126,8 @@ def judge(found: Trace, world: World, name: str, words: str, result: int) -> Non
         whole = os.path.join(os.path.realpath(folder), last)
         if any(whole.startswith(f"{place}/") for place in world.writable):
             found.inside += 1
+        elif whole.startswith("/dev/shm/"):
+            found.memory.append(whole)
         elif not whole.startswith(_HARMLESS):
             found.problems.append(f"{name} {whole}"[:200])
 
@@ -150,15 +155,16 @@ def trace(seeds: Seeds, root: Path, by_reader: dict[str, list[Case]], count: int
         case.place(world)
         found = traced(case.act(world), world)
         problems = [*found.outcome.problems, *dict.fromkeys(found.problems)]
-        row = rows.setdefault(case.reader, [0, 0, 0, 0])
-        for at, value in enumerate((1, found.outcome.refused, found.inside, bool(problems))):
+        row = rows.setdefault(case.reader, [0, 0, 0, 0, 0])
+        for at, value in enumerate((1, found.outcome.refused, found.inside, bool(found.memory), bool(problems))):
             row[at] += value
         for text in problems:
             print(f"{case.reader}: {case.name!r}: {text!r}", file=sys.stderr, flush=True)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(os.fsencode(root / "case"))
-    print("| reader | inputs | refused | writes in its folders | problems |\n|---|---:|---:|---:|---:|")
+    print("| reader | inputs | refused | writes in its folders | inputs with semaphores in /dev/shm | problems |")
+    print("|---|---:|---:|---:|---:|---:|")
     rows["**all**"] = [sum(column) for column in zip(*rows.values(), strict=True)]
     for name, row in rows.items():
         print(f"| {name} | {' | '.join(map(str, row))} |")
-    return 1 if rows["**all**"][3] else 0
+    return 1 if rows["**all**"][4] else 0
