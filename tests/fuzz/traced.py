@@ -1,7 +1,7 @@
 """Cases under strace: every file that is opened for writing, made, renamed or removed, every program, every connection.
 
-Python's audit hook does not see what C code does; strace does. Nothing heavy is imported before the child is traced, so
-that what a library does when it is loaded is seen, too (ONNX Runtime would make a data base and connect to its maker).
+Python's audit hook does not see what C code does; strace does. ONNX Runtime is not imported before the child is traced,
+so that what it does when it is loaded is seen, too.
 """
 
 from __future__ import annotations
