@@ -76,7 +76,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=Path, help="folder of seeds to use again")
     parser.add_argument("--strace", action="store_true", help="a sample under strace instead")
     options = parser.parse_args()
-    load_everything()
+    if not options.strace:
+        load_everything()
     root = Path(tempfile.mkdtemp(prefix="hostile-"))
     try:
         place = options.seeds or root / "seeds"
@@ -84,7 +85,13 @@ def main() -> None:
         if options.strace:
             from tests.fuzz.traced import trace
 
-            sys.exit(trace(seeds, root, {name: cases(name, seeds, 8, set()) for name in COUNTS}))
+            sys.exit(
+                trace(
+                    seeds,
+                    root,
+                    {name: list(cases(name, seeds, COUNTS[name], set())) for name in options.reader or COUNTS},
+                )
+            )
         sys.exit(run_all(options, seeds, root))
     finally:
         shutil.rmtree(root, ignore_errors=True)
@@ -92,11 +99,12 @@ def main() -> None:
 
 def run_all(options: argparse.Namespace, seeds: Seeds, root: Path) -> int:
     """The table on stdout, each problem on stderr."""
-    print("| reader | inputs | refused (2, 3) | accepted (0) | slowest, s | problems |\n|---|---:|---:|---:|---:|---:|")
-    total, bad, began = [0, 0, 0, 0.0, 0], 0, time.monotonic()
+    print("| reader | inputs | refused (2, 3) | accepted (0) | slowest, s | its CPU, s | problems |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    total, bad, began = [0, 0, 0, 0.0, 0.0, 0], 0, time.monotonic()
     seen: set[str] = set()
     for reader in options.reader or COUNTS:
-        row = [0, 0, 0, 0.0, 0]
+        row = [0, 0, 0, 0.0, 0.0, 0]
         for case in cases(reader, seeds, round(COUNTS[reader] * options.scale), seen):
             if options.only and options.only not in case.name:
                 continue
@@ -107,8 +115,8 @@ def run_all(options: argparse.Namespace, seeds: Seeds, root: Path) -> int:
             row[0] += 1
             row[1] += outcome.refused
             row[2] += outcome.code == 0
-            row[3] = max(row[3], outcome.seconds)
-            row[4] += bool(outcome.problems)
+            row[3:5] = max(row[3:5], [outcome.seconds, outcome.cpu_s])
+            row[5] += bool(outcome.problems)
             if outcome.problems or options.only:
                 bad += 1
                 print(
@@ -121,15 +129,15 @@ def run_all(options: argparse.Namespace, seeds: Seeds, root: Path) -> int:
                     os.rename(world.inputs, target)
             remove(folder)
         print(line(reader, row), flush=True)
-        total = [total[at] + row[at] if at != 3 else max(total[at], row[at]) for at in range(5)]
+        total = [*(total[at] + row[at] for at in range(3)), *max(total[3:5], row[3:5]), total[5] + row[5]]
     print(line("**all**", total))
     print(f"\n{total[0]} distinct inputs in {time.monotonic() - began:.0f} s.")
-    return 1 if total[4] else 0
+    return 1 if total[5] else 0
 
 
 def line(name: str, row: list) -> str:
     """A row of the table."""
-    return f"| {name} | {row[0]} | {row[1]} | {row[2]} | {row[3]:.1f} | {row[4]} |"
+    return f"| {name} | {row[0]} | {row[1]} | {row[2]} | {row[3]:.1f} | {row[4]:.1f} | {row[5]} |"
 
 
 def remove(folder: Path) -> None:

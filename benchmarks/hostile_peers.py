@@ -89,6 +89,10 @@ def said(peer: str, place: Callable[[World], object], folder: Path) -> str:
         told = "hangs (over 10 s)"
     elif outcome.code == 0 and lines:
         told = lines[-1]
+        replaced = outcome.err.count(
+            "Skipped sample"
+        )  # timm's warning: it gives the next image, and its label, instead
+        told += f", of which {replaced} are others in its place" if replaced else ""
     elif outcome.code in (2, 3):
         told = "refused: " + outcome.err.splitlines()[-1].replace(str(world.root), "")[7:80]
     else:

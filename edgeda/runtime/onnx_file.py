@@ -16,6 +16,12 @@ from edgeda.errors import InputError, from_os_error
 
 _IR_VERSION, _GRAPH, _METADATA_PROPS = 1, 7, 14
 _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
+_MOST_FIELDS = 1_000_000
+"""That a file may have; walking them takes seconds, those of a ResNet-50 three milliseconds."""
+
+
+class _TooManyFields(ValueError):
+    """A file made to be walked for ever."""
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -37,11 +43,13 @@ def read_metadata(path: Path) -> dict[str, str]:
             if not {_IR_VERSION, _GRAPH} <= {number for number, _ in fields}:
                 raise ValueError
             stream.seek(0)
-            for entry in _external_data(stream, size, "model"):
+            for entry in _external_data(stream, size, "model", iter(range(_MOST_FIELDS))):
                 _check_place(path, *_text_pair(entry))
             entries = [_text_pair(payload) for number, payload in fields if number == _METADATA_PROPS]
     except OSError as error:
         raise from_os_error(error, "reading the model") from error
+    except _TooManyFields as error:
+        raise InputError(f"{path} has more than {_MOST_FIELDS:,} fields; no model of images has") from error
     except (EOFError, ValueError) as error:
         raise InputError(f"{path} is truncated or not an ONNX model; export or copy it again") from error
     return dict(entries)
@@ -49,7 +57,10 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _fields(stream: BinaryIO, end: int, wanted: Container[int]) -> Iterator[tuple[int, bytes]]:
     """Field numbers in order, with the payload of those wanted and `b""` for all others."""
+    left = iter(range(_MOST_FIELDS))
     while stream.tell() < end:
+        if next(left, None) is None:
+            raise _TooManyFields
         key = _varint(stream)
         number, wire = key >> 3, key & 7
         if number == 0 or wire not in (_VARINT, _FIXED_64, _BYTES, _FIXED_32):
@@ -83,11 +94,16 @@ _DEEPEST = 100
 """Messages within each other; protobuf itself reads no more."""
 
 
-def _external_data(stream: BinaryIO, end: int, kind: str, depth: int = 0) -> Iterator[bytes]:
-    """Every entry of `external_data`, wherever a tensor may be; the stream is left at `end`."""
+def _external_data(stream: BinaryIO, end: int, kind: str, left: Iterator[int], depth: int = 0) -> Iterator[bytes]:
+    """Every entry of `external_data`, wherever a tensor may be; the stream is left at `end`.
+
+    Each field, at whatever depth, takes one of `left`.
+    """
     if depth > _DEEPEST:
         raise ValueError("messages nested too deeply")
     while stream.tell() < end:
+        if next(left, None) is None:
+            raise _TooManyFields
         key = _varint(stream)
         number, wire = key >> 3, key & 7
         if wire == _VARINT:
@@ -102,7 +118,7 @@ def _external_data(stream: BinaryIO, end: int, kind: str, depth: int = 0) -> Ite
         if inside == "entry":
             yield stream.read(stop - stream.tell())
         elif inside:
-            yield from _external_data(stream, stop, inside, depth + 1)
+            yield from _external_data(stream, stop, inside, left, depth + 1)
         stream.seek(stop)
 
 

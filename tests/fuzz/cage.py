@@ -69,6 +69,11 @@ class World:
     def out(self) -> Path:
         return self.root / "out"
 
+    @property
+    def writable(self) -> tuple[str, ...]:
+        """Where a command may write."""
+        return tuple(os.path.realpath(self.root / name) for name in ("out", "tmp", "cache"))
+
     def untouchable(self) -> dict[str, tuple[Any, ...]]:
         """What no command may change: every entry outside the folders that may be written to."""
         found = {}
@@ -90,6 +95,8 @@ class Outcome:
     seconds: float
     out: str
     err: str
+    cpu_s: float = 0.0
+    """Seconds of one core; much less than `seconds` says that the machine was busy with something else."""
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -97,19 +104,28 @@ class Outcome:
         return self.code in (2, 3)
 
 
-def run_caged(action: Callable[[], object], world: World, limit_s: float = LIMIT_S) -> Outcome:
-    """Fork, run `action` there with `world` as its home, temporary and current folder, and judge how it ended."""
+def run_caged(
+    action: Callable[[], object],
+    world: World,
+    limit_s: float = LIMIT_S,
+    started: Callable[[int], object] = lambda child: None,
+) -> Outcome:
+    """Fork, run `action` there with `world` as its home, temporary and current folder, and judge how it ended.
+
+    `started` is called in this process with the child's id.
+    """
     before = world.untouchable()
     told = {name: os.memfd_create(name) for name in ("out", "err", "events")}
     began = time.monotonic()
     child = os.fork()
     if child == 0:
         _be_the_child(action, world, told)
-    status = _wait(child, limit_s)
+    started(child)
+    status, cpu_s = _wait(child, limit_s)
     seconds = time.monotonic() - began
     texts = {name: _text(descriptor) for name, descriptor in told.items()}
     code = os.waitstatus_to_exitcode(status) if status is not None else None
-    outcome = Outcome(code, seconds, texts["out"], texts["err"])
+    outcome = Outcome(code, seconds, texts["out"], texts["err"], cpu_s)
     outcome.problems = list(_judged(outcome, limit_s, texts["events"].splitlines()))
     after = world.untouchable()
     changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
@@ -136,16 +152,16 @@ def _judged(outcome: Outcome, limit_s: float, events: list[str]) -> Iterator[str
     yield from events
 
 
-def _wait(child: int, limit_s: float) -> int | None:
-    """The status of a child; None: it had to be killed."""
+def _wait(child: int, limit_s: float) -> tuple[int | None, float]:
+    """The status of a child, None if it had to be killed, and its seconds of CPU."""
     descriptor = os.pidfd_open(child)
     try:
         ready = select.select([descriptor], [], [], limit_s)[0]
         if not ready:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
-        status = os.waitpid(child, 0)[1]
-        return status if ready else None
+        _, status, used = os.wait4(child, 0)
+        return status if ready else None, used.ru_utime + used.ru_stime
     finally:
         os.close(descriptor)
 
@@ -188,9 +204,14 @@ def _be_the_child(action: Callable[[], object], world: World, told: dict[str, in
         os._exit(code)
 
 
+def program_is_ours(program: str) -> bool:
+    """Whether edgeda may start it."""
+    return os.path.basename(program) in (*_PROGRAMS, os.path.basename(sys.executable))
+
+
 def hook(world: World, events: int) -> Callable[[str, tuple[Any, ...]], None]:
     """Writes a line to the file `events` for everything that the child must not do."""
-    allowed = tuple(str(world.root / name) for name in ("out", "tmp", "cache"))
+    allowed = world.writable
 
     def note(text: str) -> None:
         os.write(events, (text[:300].replace("\n", " ") + "\n").encode("utf-8", "backslashreplace"))
@@ -208,7 +229,7 @@ def hook(world: World, events: int) -> Callable[[str, tuple[Any, ...]], None]:
                 check(event, arguments[at])
         elif event == "subprocess.Popen":
             command = [os.fspath(word) for word in arguments[1]] if not isinstance(arguments[1], str) else []
-            if not command or os.path.basename(command[0]) not in (*_PROGRAMS, os.path.basename(sys.executable)):
+            if not command or not program_is_ours(command[0]):
                 note(f"started {arguments[1]!r}")
         elif event in _NEVER:
             note(f"{event} {arguments!r}")

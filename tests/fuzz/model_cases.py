@@ -71,6 +71,14 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
+def _as_varint(value: int) -> bytes:
+    made = bytearray()
+    while value >= 0x80:
+        made.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*made, value])
+
+
 def _external(location: str, offset: str = "0", length: str = "128", key: str = "location") -> bytes:
     """The seed's model with a weight that lies in another file."""
     import onnx
@@ -174,6 +182,9 @@ def _odd_models() -> list[tuple[str, bytes]]:
         model.graph.node.append(helper.make_node("If", ["c"], ["o"], then_branch=inner, else_branch=inner))
 
     changed("15 graphs in each other", deep)
+    nothing = b"\x0a\x00" * 5_000_000
+    found.append(("five million nodes", b"\x08\x08\x3a" + _as_varint(len(nothing)) + nothing))
+    found.append(("five million fields", b"\x08\x08" + nothing))
     found.append(("protobuf in protobuf", b"\x3a\xff\xff\xff\xff\x0f" * 1000))
     found += [
         (f"{name} as ONNX", content)

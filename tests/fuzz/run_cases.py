@@ -85,6 +85,16 @@ def run_recipes(seeds: Seeds, chance: random.Random, count: int) -> Cases:
         yield _run_case(seeds, "recipe of a run", "recipe.yaml", number, name, content)
 
 
+def sealed(header: dict[str, object], body: bytes, tree: str) -> bytes:
+    """A checkpoint with another tree and the checksum that belongs to it: whoever changes one can make the other."""
+    from safetensors.torch import load
+
+    from edgeda.checkpoint import _checksum
+
+    tensors = load(safetensors({key: value for key, value in header.items() if key != "__metadata__"}, body))
+    return safetensors({**header, "__metadata__": {"tree": tree, "checksum": _checksum(tree, tensors)}}, body)
+
+
 def checkpoints(seeds: Seeds, chance: random.Random, count: int) -> Cases:
     """The checkpoint, for `adapt --resume` and by itself."""
     data = (seeds.run / "checkpoint" / "state.safetensors").read_bytes()
@@ -92,14 +102,10 @@ def checkpoints(seeds: Seeds, chance: random.Random, count: int) -> Cases:
     header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
     tree = json.loads(header["__metadata__"]["tree"])
     made = [
-        ("deep", safetensors({**header, "__metadata__": {"tree": "[" * 100_000}}, body)),
-        ("a list", safetensors({**header, "__metadata__": {"tree": "[]"}}, body)),
-        ("a stranger", safetensors({**header, "__metadata__": {"tree": '{"__tensor__": "none"}'}}, body)),
+        (name, sealed(header, body, text))
+        for name, text in (("deep", "[" * 100_000), ("a list", "[]"), ("a stranger", '{"__tensor__": "none"}'))
     ]
-    made += [
-        (name, safetensors({**header, "__metadata__": {"tree": to_json(changed)}}, body))
-        for name, changed in documents(tree, chance, count // 2)
-    ]
+    made += [(name, sealed(header, body, to_json(changed))) for name, changed in documents(tree, chance, count // 2)]
     made += list(
         byte_mutants(data[: 8 + size] + body[:100_000], chance, count - len(made), (8, 8 + size), header=8 + size)
     )

@@ -73,6 +73,7 @@ def test_refused_in_one_short_line(name: str, tmp_path: Path):
     with pytest.raises(InputError) as refused:
         read(CORPUS / name, tmp_path)
     assert len(str(refused.value)) < 1000
+    assert "checksum" not in str(refused.value), "it is refused for what it holds"
 
 
 @pytest.mark.parametrize("name", corpus("metrics"))
@@ -122,6 +123,19 @@ def test_weights_of_an_onnx_file_stay_in_its_folder(tmp_path: Path, place: str):
     model.graph.node[-1].attribute[1].g.CopyFrom(branch)
     (folder / "m.onnx").write_bytes(model.SerializeToString())
     assert "edgeda" in read_metadata(folder / "m.onnx"), "a file beside the model is its own"
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_onnx_file_is_not_walked_for_ever(inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("edgeda.runtime.onnx_file._MOST_FIELDS", 50)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(onnx_bytes())
+    with pytest.raises(InputError, match="more than 50 fields"):
+        read_metadata(path)
+    nodes = b"\x0a\x00" * 60
+    path.write_bytes(b"\x08\x08" + (b"\x3a" + bytes([len(nodes)]) + nodes if inside else nodes))
+    with pytest.raises(InputError, match="more than 50 fields"):
+        read_metadata(path)
 
 
 def test_a_terminal_gets_nothing_that_it_would_obey():
