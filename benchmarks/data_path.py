@@ -3,8 +3,8 @@
     python benchmarks/data_path.py [--images 1000] [--paths 1000000] [--out FILE]
 
 Makes JPEG files of 640 x 480 pixels out of scikit-learn's two photographs and reads them the usual way (ImageFolder,
-DataLoader with a process for each core, ToTensor, Normalize) and through edgeda's cache, at 224 px, with the same kinds of
-augmentation: crops of 256 px squares and flips; zoom (torchvision: random resized crop); rotation too. Trains for some
+DataLoader with a process for each core, ToTensor, Normalize) and through edgeda's cache, at 224 px, with the same kinds
+of augmentation: crops of 256 px squares and flips; zoom (torchvision: random resized crop); rotation too. Trains for some
 steps to see what share of the time is waited for data; and lists many paths in a process of its own. Needs torchvision
 and scikit-learn.
 """
@@ -173,9 +173,8 @@ def main() -> None:
     for name, (base, _) in theirs.items():
         print(f"| {name} | {base:,.0f} | {ours[name]:,.0f} | {ours[name] / base:.1f} |")
     first = theirs["crop, flip"][1]
-    print(
-        f"\nfirst epoch: {first:,.0f} images/s; edgeda decodes {ours['cold_rate']:,.0f} ({ours['cold_rate'] / first:.1f} times)"
-    )
+    times = ours["cold_rate"] / first
+    print(f"\nfirst epoch: {first:,.0f} images/s; edgeda decodes {ours['cold_rate']:,.0f} ({times:.1f} times)")
     print(f"opening the cache: {ours['warm_s']:.2f} s; decoding: {ours['cold_s']:.1f} s")
     for prefetch, run in runs.items():
         waited = f"{100 * run['wait_share']:.2f} % of the time waited for data"
