@@ -5,8 +5,9 @@ import sys
 
 __version__ = "0.1.0"
 
-# Some of what edgeda is built on reports its use to its makers, in part when it is imported. Nothing is sent from here:
-# a user who wants that sets the variable. OpenVINO and NNCF have no variable; without this package they are mute.
+# Some of what edgeda is built on reports its use to its makers, in part when it is imported (docs/hostile-input.md).
+# Nothing is sent from here: a user who wants that sets the variable. OpenVINO and NNCF have no variable; without this
+# package they are mute.
 for _name, _value in {
     "ORT_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -85,7 +85,8 @@ def adapt(
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"devices": devices})})
     if devices > world().size:
         run = RunDirectory(claim(out, recipe, resume, overwrite))
-        return run_workers(as_job(recipe, run.path, resume, overwrite, shared), devices, watcher)
+        with _in_plain_words(run, recipe):
+            return run_workers(as_job(recipe, run.path, resume, overwrite, shared), devices, watcher)
     with joined(device) as group:
         run = RunDirectory(Path(group.decide(lambda: str(claim(out, recipe, resume, overwrite)))))
         with _in_plain_words(run, recipe):
@@ -132,6 +133,8 @@ def _in_plain_words(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:  # outside the loop, which stops by itself
+        if str(error) or not (run.path / RECIPE).is_file():
+            raise
         raise KeyboardInterrupt(f"go on with: edgeda adapt --out {run.path} --resume") from error
     except OSError as error:
         raise from_os_error(error, f"working on the run {run.path}") from error

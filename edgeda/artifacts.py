@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from edgeda.errors import InputError, from_os_error, one_line, user_path
-from edgeda.run_records import check_summary
 from edgeda.runtime.strict_json import parse_json
 
 log = logging.getLogger(__name__)
@@ -53,6 +52,8 @@ class RunDirectory:
         except ValueError as error:
             raise InputError(f"{path} is not JSON: {one_line(error)}") from error
         try:
+            from edgeda.run_records import check_summary  # with pydantic, which profiling over ssh does without
+
             check_summary(parsed)
         except ValueError as error:
             raise InputError(f"{path} is not a run's summary: {one_line(error)}") from error

@@ -15,6 +15,7 @@ from edgeda.adapt import adapt, check
 from edgeda.artifacts import CHECKPOINT, RECIPE, RUNS, SUMMARY, RunDirectory
 from edgeda.benchmark_recipe import BenchmarkRecipe, folder_name
 from edgeda.cells import differences, holding, is_training, sweep
+from edgeda.distributed.world import check_alone
 from edgeda.errors import EdgedaError, InputError, Interrupted, did_you_mean, from_os_error, one_line
 from edgeda.methods import stages
 from edgeda.recipe import Recipe
@@ -76,6 +77,7 @@ def benchmark(
     Raises InputError for a wrong request (before anything is trained) and Interrupted on Ctrl-C, with the
     tables of what is finished written.
     """
+    check_alone("a benchmark")
     section = recipe.benchmark
     if section is None:
         raise InputError(f"the recipe '{recipe.name}' has no section 'benchmark' with scenarios and methods")

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from edgeda.errors import Diverged
 
 if TYPE_CHECKING:
+    from edgeda.data.batches import Batch
+    from edgeda.methods.base import Method
     from edgeda.methods.learner import Learner
 
 HINT = "start again with --overwrite and a lower teacher.lr or student.lr (--set), or --precision fp32"
@@ -37,6 +39,15 @@ def infinite_gradients(learners: Mapping[str, Learner]) -> list[str]:
         name for name, learner in learners.items()
         if not _finite(parameter.grad for parameter in learner.parameters if parameter.grad is not None)
     ]  # fmt: skip
+
+
+def finite_step(method: Method, batch: Batch, progress: float) -> Mapping[str, Tensor]:
+    """A method's step; a Diverged also names the learners whose gradients are not finite."""
+    try:
+        return method.step(batch, progress)
+    except Diverged as error:
+        bad = infinite_gradients(method.learners)
+        raise Diverged(f"{error}{': that of ' + ', '.join(bad) if bad else ''}") from error
 
 
 def check_weights(networks: Mapping[str, nn.Module]) -> None:

@@ -62,7 +62,8 @@ class _StoredArchitecture(BaseModel):
     backbone: str = Field(max_length=200)
     classes: int = Field(ge=1, le=1_000_000)
     bottleneck: int = Field(default=0, ge=0, le=8192)
-    channels: dict[str, int] = Field(default_factory=dict)
+    channels: Any = Field(default_factory=dict)
+    """Whatever it is: `narrow_to` says what is wrong with it in words."""
 
 
 class StoredCard(BaseModel):

@@ -111,8 +111,7 @@ _MODULES = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow.tracking
 
 
 def _import(name: str) -> ModuleType:
-    # MLflow reports its use to its makers and refuses a store of plain files unless it is told otherwise
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # MLflow refuses a store of plain files unless it is told otherwise
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside TensorBoard and MLflow, of no use to our user

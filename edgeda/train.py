@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
-import signal
-import threading
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -19,22 +15,21 @@ from torch import Tensor
 from edgeda.artifacts import CHECKPOINT, METRICS
 from edgeda.checkpoint import load_checkpoint, restoring, save_checkpoint
 from edgeda.data import Domains
-from edgeda.data.batches import Batch
 from edgeda.data.prefetch import Prefetched
 from edgeda.distributed.batchnorm import batchnorm_layers
-from edgeda.errors import Diverged, InputError, Interrupted, MachineError
-from edgeda.health import check_weights, explained, infinite_gradients
+from edgeda.errors import Diverged, InputError, Interrupted
+from edgeda.health import check_weights, explained, finite_step
 from edgeda.methods.base import Method, Stage, Workshop, plain_network
 from edgeda.models import Network
 from edgeda.run_folder import write
 from edgeda.scoring import score
 from edgeda.selection import is_better
 from edgeda.stage_cache import StageCache
+from edgeda.stage_sharing import StageSharing
+from edgeda.stopping import stopping
 from edgeda.tracking import Trackers
 from edgeda.watching import Record as Record
 from edgeda.watching import Watcher as Watcher
-
-log = logging.getLogger(__name__)
 
 
 class Fit:
@@ -47,7 +42,8 @@ class Fit:
     ) -> None:  # fmt: skip
         self.workshop, self.stages, self.batches, self.data = workshop, stages, batches, data
         self.group = workshop.group
-        self.folder, self.watcher, self.fingerprint, self.cache = folder, watcher, fingerprint, cache
+        self.folder, self.watcher, self.fingerprint = folder, watcher, fingerprint
+        self.shared = StageSharing(self, cache)
         self.trackers = trackers or Trackers(())
         self.origins = origins
         """Where each network's first weights came from: kept for a resumed run."""
@@ -90,8 +86,8 @@ class Fit:
         state = load_checkpoint(self.folder / CHECKPOINT) if resume else None
         with restoring(self.folder / CHECKPOINT):
             first = self._restore(state) if state else 0
-        self._write_metrics()
-        with self._stopping_cleanly():
+        self.write_metrics()
+        with stopping(self._asked_to_stop):
             for index in range(first, len(self.stages)):
                 stage = self.stages[index]
                 if state and index == first:
@@ -102,95 +98,30 @@ class Fit:
                         if state["cuda_rng"]:  # all processes draw the same numbers
                             torch.cuda.set_rng_state(state["cuda_rng"][0], self.workshop.fabric.device)
                         self.workshop.fabric.strategy.precision.load_state_dict(state["precision"])
-                elif not self._adopt(index):
+                elif not self.shared.adopt(index):
                     for role, origin in stage.starts_from.items():
                         if isinstance(origin, Path):  # it was built from that file
                             continue
-                        self._weights(role).load_state_dict(self._selected(origin))
+                        self.network(role).load_state_dict(self._selected(origin))
                     torch.manual_seed(self.workshop.recipe.train.seed + zlib.crc32(stage.name.encode()))
                     method = stage.build(self.workshop)
                 else:
                     continue
                 self._stage(index, method)
-                self._share(index, method)
+                self.shared.leave(index, method)
 
-    def _weights(self, role: str) -> Network:
+    def _asked_to_stop(self, number: int) -> None:
+        self._stop = True
+
+    def network(self, role: str) -> Network:
+        """The network of a role, without Fabric's wrapper."""
         return plain_network(self.workshop.networks[role])
 
     def _selected(self, role: str) -> dict[str, Tensor]:
         """Weights of a role's selected epoch, or the present ones where none was scored yet."""
         best = self.best.get(role)
         # with the statistics it was trained with: those of the target alone are for shipping
-        return {**best["weights"], **best["trained"]} if best else self._weights(role).state_dict()
-
-    def _share(self, index: int, method: Method) -> None:
-        """Leave a finished stage to runs that have it in common with this one, if it trained its networks alone."""
-        stage = self.stages[index]
-        own = {id(parameter) for role in stage.trains for parameter in self._weights(role).parameters()}
-        moved = {id(parameter) for learner in method.learners.values() for parameter in learner.parameters}
-        if self.cache and moved <= own and self.group.leads and not self._by_epoch(index):
-            outcome = {
-                "networks": {role: self._weights(role).state_dict() for role in stage.trains},
-                "best": {role: self.best[role] for role in stage.scores},
-                "history": [line for line in self.history if line["stage"] == stage.name],
-            }
-            self.cache.save(self.stages, index, outcome)
-
-    def _by_epoch(self, index: int) -> bool:
-        """Whether a stage is shared epoch by epoch rather than as it ended."""
-        weights = [self._weights(role).state_dict() for role in self.stages[index].trains]
-        size = sum(value.nbytes for state in weights for value in state.values())
-        return self.cache is not None and self.cache.by_epoch(self.stages, index, size)
-
-    def _share_epoch(self, index: int, epoch: int) -> None:
-        """Leave an epoch to runs with other targets, which score it for themselves."""
-        if self.cache and self._by_epoch(index):
-            weights = {role: self._weights(role).state_dict() for role in self.stages[index].trains}
-            self.cache.save_epoch(self.stages, index, epoch, {"networks": weights, "line": self.history[-1]})
-
-    def _adopt_epochs(self, index: int) -> bool:
-        """Take over the epochs of a stage that a run with another target has trained; select among them anew."""
-        stage = self.stages[index]
-        epochs = self.cache.load_epochs(self.stages, index) if self.cache else None
-        if epochs is None:
-            return False
-        before = len(self.history)
-        try:
-            for epoch, outcome in enumerate(epochs, 1):
-                for role, weights in outcome["networks"].items():
-                    self._weights(role).load_state_dict(weights)
-                scored = {role: self._score(role, stage, epoch) for role in stage.scores}
-                self.history.append({**outcome["line"], "networks": scored, "shared": True})
-        except InputError as error:  # Diverged too: then this run says it of its own training
-            log.warning("a stage shared with other cameras is trained again: %s", error)
-            del self.history[before:]
-            for role in stage.scores:
-                self.best.pop(role, None)
-            return False
-        self.position = (index + 1, 0)
-        self._write_metrics()
-        return True
-
-    def _adopt(self, index: int) -> bool:
-        """Take a stage over that another run has finished; its time does not count as this run's."""
-        if self._by_epoch(index):
-            return self._adopt_epochs(index)
-        cache = self.cache
-        if cache is None:
-            return False
-        outcome = cache.load(self.stages, index)
-        if not self.group.decide(lambda: outcome is not None):
-            return False
-        outcome = outcome or cache.load(self.stages, index)  # it may have come while processes looked
-        if outcome is None:
-            raise MachineError(f"stage {self.stages[index].name} is shared with other runs, but cannot be read here")
-        for role, weights in outcome["networks"].items():
-            self._weights(role).load_state_dict(weights)
-        self.best.update(outcome["best"])
-        self.history += [{**line, "shared": True} for line in outcome["history"]]
-        self.position = (index + 1, 0)
-        self._write_metrics()
-        return True
+        return {**best["weights"], **best["trained"]} if best else self.network(role).state_dict()
 
     def _stage(self, index: int, method: Method) -> None:
         stage, per_epoch = self.stages[index], self.batches.steps_per_epoch
@@ -206,7 +137,7 @@ class Fit:
             self._train_mode(stage)
             batch = self.batches.get(zlib.crc32(stage.name.encode()), step, total)
             with self._explained(stage, step):
-                terms = self._finite_step(method, batch, step / total)
+                terms = finite_step(method, batch, step / total)
             stop = self._add(terms)
             self.position = (index, step + 1)
             self.pairs += len(batch.source_labels)
@@ -215,7 +146,7 @@ class Fit:
                 self._stop_clock()
                 with self._explained(stage, step):
                     self._epoch(stage, (step + 1) // per_epoch)
-                self._share_epoch(index, (step + 1) // per_epoch)
+                self.shared.leave_epoch(index, (step + 1) // per_epoch)
                 self._resume_clock()
             if (
                 stop
@@ -223,39 +154,35 @@ class Fit:
                 or time.monotonic() - self._saved >= 60 * self.workshop.recipe.train.checkpoint_minutes
             ):
                 with self._explained(stage, step):
-                    check_weights({role: self._weights(role) for role in self.workshop.networks})
+                    check_weights({role: self.network(role) for role in self.workshop.networks})
                 self._save(method)
             if stop:
                 raise Interrupted(f"stopped; go on with: edgeda adapt --out {self.folder} --resume")
 
-    def _finite_step(self, method: Method, batch: Batch, progress: float) -> dict[str, Tensor]:
-        try:
-            return method.step(batch, progress)
-        except Diverged as error:
-            bad = infinite_gradients(method.learners)
-            raise Diverged(f"{error}{': that of ' + ', '.join(bad) if bad else ''}") from error
-
     def _explained(self, stage: Stage, step: int) -> AbstractContextManager[None]:
-        per_epoch = self.batches.steps_per_epoch
+        return explained(
+            f"stage {stage.name}, epoch {step // self.batches.steps_per_epoch + 1}, "
+            f"batch {step % self.batches.steps_per_epoch + 1}",
+            lambda: self.batches.names(zlib.crc32(stage.name.encode()), step),
+            self._kept,
+        )
 
-        def kept() -> str:
-            if self._saved_at is None:
-                return "no state was saved before"
-            name, done = self.stages[self._saved_at[0]].name, self._saved_at[1]
-            return f"the state of stage {name} after {done} batches is kept in {self.folder / CHECKPOINT}"
-
-        where = f"stage {stage.name}, epoch {step // per_epoch + 1}, batch {step % per_epoch + 1}"
-        return explained(where, lambda: self.batches.names(zlib.crc32(stage.name.encode()), step), kept)
+    def _kept(self) -> str:
+        """What is on the disk to go on from."""
+        if self._saved_at is None:
+            return "no state was saved before"
+        name, done = self.stages[self._saved_at[0]].name, self._saved_at[1]
+        return f"the state of stage {name} after {done} batches is kept in {self.folder / CHECKPOINT}"
 
     def _train_mode(self, stage: Stage) -> None:
         for role, network in self.workshop.networks.items():
-            if self._weights(role).training != (role in stage.trains):  # Fabric's wrapper has a mode of its own
+            if self.network(role).training != (role in stage.trains):  # Fabric's wrapper has a mode of its own
                 network.train(role in stage.trains)
             if stage.adapts and self.workshop.recipe.adapt.batchnorm == "frozen":
                 for layer in batchnorm_layers(network):
                     layer.eval()
 
-    def _add(self, terms: dict[str, Tensor]) -> bool:
+    def _add(self, terms: Mapping[str, Tensor]) -> bool:
         """Count the terms of a step, their means over processes; returns whether one of these is asked to stop."""
         asked = torch.tensor(float(self._stop), device=self.workshop.fabric.device)
         found = torch.stack([*(value.float() for value in terms.values()), asked])
@@ -277,15 +204,16 @@ class Fit:
             "wait_share": round(min(1.0, waited / max(seconds, 1e-9)), 4), "networks": {},
         }  # fmt: skip
         for role in stage.scores:
-            record["networks"][role] = self._score(role, stage, epoch)
+            record["networks"][role] = self.score(role, stage, epoch)
         self._sums, self._since = {}, (self.seconds, self.pairs)
         self.history.append(record)
-        self._write_metrics()
+        self.write_metrics()
         self.watcher.epoch(record)
 
-    def _score(self, role: str, stage: Stage, epoch: int) -> Record:
+    def score(self, role: str, stage: Stage, epoch: int) -> Record:
+        """Evaluate a network as it is after an epoch, and let it compete for selection; Diverged when it cannot be."""
         # the plain network, in fp32: what is scored is what is shipped
-        network, recipe = self._weights(role), self.workshop.recipe
+        network, recipe = self.network(role), self.workshop.recipe
         trained = {name: value.detach().cpu().clone() for name, value in network.named_buffers()}
         own_statistics = stage.adapts and recipe.adapt.target_statistics
         result = score(network, self.data, recipe.data.preprocessing, self.group, own_statistics)
@@ -301,7 +229,8 @@ class Fit:
             value.copy_(trained[name])
         return result
 
-    def _write_metrics(self) -> None:
+    def write_metrics(self) -> None:
+        """Write the lines of all epochs so far."""
         if not self.group.leads:
             return
         write(self.folder / METRICS, "".join(json.dumps(record) + "\n" for record in self.history))
@@ -318,7 +247,7 @@ class Fit:
 
     def _save(self, method: Method) -> None:
         if not self.group.leads:
-            self._saved = time.monotonic()
+            self._saved, self._saved_at = time.monotonic(), self.position
             return
         self._stop_clock()
         device = self.workshop.fabric.device
@@ -326,8 +255,8 @@ class Fit:
             "fingerprint": self.fingerprint,
             "origins": self.origins,
             "position": list(self.position),
-            "networks": {role: self._weights(role).state_dict() for role in self.workshop.networks},
-            "architectures": {role: self._weights(role).architecture.to_dict() for role in self.workshop.networks},
+            "networks": {role: self.network(role).state_dict() for role in self.workshop.networks},
+            "architectures": {role: self.network(role).architecture.to_dict() for role in self.workshop.networks},
             "modules": self.workshop.module_states(),
             "method": method.state(),
             "best": self.best,
@@ -354,7 +283,7 @@ class Fit:
                 "resume with the run's own recipe and data, or start again with --overwrite"
             )
         for role in self.workshop.networks:
-            self._weights(role).load_state_dict(state["networks"][role])
+            self.network(role).load_state_dict(state["networks"][role])
         self.workshop.saved_modules.update(state["modules"])
         self.best, self.history = state["best"], state["history"]
         progress = state["progress"]
@@ -363,22 +292,3 @@ class Fit:
         self._since = (progress["since"][0], progress["since"][1])
         self.position = self._saved_at = (int(state["position"][0]), int(state["position"][1]))
         return self.position[0]
-
-    @contextmanager
-    def _stopping_cleanly(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the run after the current step; a second Ctrl-C ends it at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self._stop:
-                raise KeyboardInterrupt
-            self._stop = True
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -23,13 +23,10 @@ def fork(values, folder, told):
     return pid
 
 def train(values, folder, size):
-    if size == 1:
-        pids = [fork(values, folder, {})]
-    else:
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        told = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
-                "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0, "TORCHELASTIC_RUN_ID": "test"}
-        pids = [fork(values, folder, {**told, "RANK": rank, "LOCAL_RANK": rank}) for rank in range(size)]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    told = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
+            "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0, "TORCHELASTIC_RUN_ID": "test"}
+    pids = [fork(values, folder, {**told, "RANK": rank, "LOCAL_RANK": rank}) for rank in range(size)]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * size
 
 for name, values in json.loads(sys.argv[1]).items():

@@ -7,8 +7,11 @@ on a CPU they are cut out and resized as bytes, several times as fast as the sam
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from functools import cache
+from threading import Barrier
 
 import numpy as np
 import torch
@@ -32,16 +35,26 @@ def prepare(
     batch of how many these are; random numbers are drawn for all of them.
     """
     own, count = part or (slice(None), len(squares))
+    size = preprocessing.size
     if augment is None:
-        offset = (preprocessing.stored_size - preprocessing.size) // 2
-        stop = offset + preprocessing.size
-        return _normalized(squares[:, offset:stop, offset:stop], preprocessing)
+        offset = (preprocessing.stored_size - size) // 2
+        return _normalized(squares[:, offset : offset + size, offset : offset + size], preprocessing)
     maps = affine_maps(count, preprocessing, augment, random)[own]
-    if is_upright(augment) and squares.device.type == "cpu":
-        images = _windows(squares, preprocessing.size, maps)
+    light = _light_draws(augment, count, random)[:, own]
+    on_cpu = squares.device.type == "cpu"
+    show = _windows if is_upright(augment) and on_cpu else _sample
+    images = torch.empty(len(squares), size, size, 3, device=squares.device)
+
+    def fill(some: slice) -> None:
+        show(squares[some], maps[some], images[some])
+        _light(images[some], light[:, some])
+        _normalized(images[some], preprocessing)
+
+    if on_cpu:
+        _share_out(fill, len(squares))
     else:
-        images = _sample(squares, preprocessing.size, maps)
-    return _normalized(_light(images, augment, random, own, count), preprocessing)
+        fill(slice(None))
+    return images.permute(0, 3, 1, 2)
 
 
 def is_upright(augment: AugmentRecipe) -> bool:
@@ -89,40 +102,44 @@ def _between_pixels(centre: Tensor, side: Tensor, stored: int) -> Tensor:
     return (2 * (start - 1e-3).round() + side) / stored - 1
 
 
-def _windows(squares: Tensor, size: int, maps: Tensor) -> Tensor:
-    """Upright windows of squares `(B, S, S, 3)` as float32 `(B, size, size, 3)`; outside, the border is repeated.
-
-    Resizing is shared out among as many threads as torch uses: it takes one thread for an image by itself.
-    """
-    stored = squares.shape[1]
+def _windows(squares: Tensor, maps: Tensor, out: Tensor) -> None:
+    """Upright windows of squares `(B, S, S, 3)` into `out`, float32 `(B, size, size, 3)`; the border is repeated."""
+    stored, size = squares.shape[1], out.shape[1]
     sides = (maps[:, 1, 1] * stored).round().long().tolist()
     starts = (((maps[:, :, 2] + 1) * stored - maps[:, 1, 1, None] * stored) / 2).round().long().tolist()
-
-    def resized(numbers: range) -> list[Tensor]:
-        windows = []
-        for number in numbers:
-            (left, top), side = starts[number], sides[number]
-            window = _cut(squares[number], left, top, side)
-            if side != size:
-                # a batch of one that is whole in memory and known to be channels-last: resized as such, twice as fast
-                batch = torch.from_numpy(np.ascontiguousarray(window.numpy()))[None].permute(0, 3, 1, 2)
-                whole = F.interpolate(batch, size=(size, size), mode="bilinear", align_corners=False)
-                window = whole[0].permute(1, 2, 0)
-            windows.append(window)
-        return windows
-
-    count, threads = len(squares), torch.get_num_threads()
-    step = -(-count // threads)
-    parts = [range(first, min(first + step, count)) for first in range(0, count, step)]
-    if len(parts) == 1 or all(side == size for side in sides):
-        shown = iter([resized(part) for part in parts])
-    else:
-        with ThreadPoolExecutor(len(parts), "windows") as pool:
-            shown = pool.map(resized, parts)
-    images = torch.empty(count, size, size, 3)
-    for image, window, mirror in zip(images, chain.from_iterable(shown), (maps[:, 0, 0] < 0).tolist(), strict=True):
+    mirrored = (maps[:, 0, 0] < 0).tolist()
+    for image, square, (left, top), side, mirror in zip(out, squares, starts, sides, mirrored, strict=True):
+        window = _cut(square, left, top, side)
+        if side != size:
+            # a batch of one that is whole in memory and known to be channels-last: resized as such, twice as fast
+            batch = torch.from_numpy(np.ascontiguousarray(window.numpy()))[None].permute(0, 3, 1, 2)
+            resized = F.interpolate(batch, size=(size, size), mode="bilinear", align_corners=False)
+            window = resized[0].permute(1, 2, 0)
         image.copy_(window.flip(1) if mirror else window)
-    return images
+
+
+def _share_out(work: Callable[[slice], None], count: int) -> None:
+    """Do `work` on slices of `count` images, one for each of torch's threads; the outcome is the same for any."""
+    threads = torch.get_num_threads()
+    step = -(-count // threads)
+    parts = [slice(first, min(first + step, count)) for first in range(0, count, step)]
+    if len(parts) == 1:
+        work(parts[0])
+    else:
+        list(_workers(threads).map(work, parts))
+
+
+@cache
+def _workers(threads: int) -> ThreadPoolExecutor:
+    """Threads that compute alone: with a team each, as torch gives every thread, they would fight for the cores."""
+    pool = ThreadPoolExecutor(threads, "images", torch.set_num_threads, (1,))
+    begun = Barrier(threads)
+    list(pool.map(lambda _: begun.wait(), range(threads)))
+    torch.set_num_threads(threads)  # what was last set anywhere is where threads of others begin
+    return pool
+
+
+os.register_at_fork(after_in_child=_workers.cache_clear)  # a child has none of its parent's threads
 
 
 def _cut(square: Tensor, left: int, top: int, side: int) -> Tensor:
@@ -145,22 +162,29 @@ def _cut(square: Tensor, left: int, top: int, side: int) -> Tensor:
     return window
 
 
-def _sample(squares: Tensor, size: int, maps: Tensor) -> Tensor:
-    """Squares `(B, S, S, 3)` seen through any maps, as float32 `(B, size, size, 3)`."""
+def _sample(squares: Tensor, maps: Tensor, out: Tensor) -> None:
+    """Squares `(B, S, S, 3)` seen through any maps, into `out`, float32 `(B, size, size, 3)`."""
     images = squares.permute(0, 3, 1, 2).float()
-    grid = F.affine_grid(maps.to(images.device), [len(images), 3, size, size], align_corners=False)
+    grid = F.affine_grid(maps.to(images.device), [len(images), 3, *out.shape[1:3]], align_corners=False)
     seen = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return seen.permute(0, 2, 3, 1)
+    out.copy_(seen.permute(0, 2, 3, 1))
 
 
-def _light(images: Tensor, augment: AugmentRecipe, random: Generator | None, own: slice, count: int) -> Tensor:
+def _light_draws(augment: AugmentRecipe, count: int, random: Generator | None) -> Tensor:
+    """Changes of contrast and brightness for `count` images, `(2, count)`; `(0, count)` when neither changes."""
     if not (augment.brightness or augment.contrast):
-        return images
-    images = images.float()
-    draws = torch.rand(2, count, 1, 1, 1, generator=random)[:, own].to(images.device) * 2 - 1
+        return torch.empty(0, count)
+    draws = torch.rand(2, count, generator=random) * 2 - 1
+    return draws * torch.tensor([[augment.contrast], [augment.brightness]])
+
+
+def _light(images: Tensor, draws: Tensor) -> None:
+    """Change contrast and brightness of images `(B, H, W, 3)` in place, by draws `(2, B)`; `(0, B)`: not at all."""
+    if not len(draws):
+        return
+    contrast, brightness = draws.view(2, -1, 1, 1, 1).to(images.device)
     middle = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = (images - middle) * (1 + augment.contrast * draws[0]) + middle + 255 * augment.brightness * draws[1]
-    return images.clamp(0, 255)
+    images.sub_(middle).mul_(1 + contrast).add_(middle + 255 * brightness).clamp_(0, 255)
 
 
 def _normalized(images: Tensor, preprocessing: Preprocessing) -> Tensor:

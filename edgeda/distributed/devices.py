@@ -16,14 +16,18 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
 from edgeda.distributed.group import Group
-from edgeda.distributed.world import meet_in, world
-from edgeda.errors import EdgedaError, InputError, MachineError, WorkerLost, one_line
+from edgeda.distributed.world import meet_in, speaks_first, world
+from edgeda.errors import InputError, MachineError, WorkerLost, one_line
 from edgeda.profiling.machine import usable_threads
 
 PATIENCE = timedelta(days=1)
 """How long a process waits for another that is alive: one may decode a whole domain while the others wait."""
 GONE = ("onnection closed", "onnection reset", "roken pipe", "onnection refused", "onnection was likely")
 """What gloo and the store say when the process at the other end is not there any more."""
+
+
+_met: list[bool] = []
+"""Whether this process has joined a group before."""
 
 
 class Replicas(DDPStrategy):
@@ -85,6 +89,9 @@ def joined(device: str) -> Iterator[Group]:
     if here.size == 1:
         yield Group()
         return
+    if _met:  # a second meeting over the same store would wait for ever
+        raise InputError("processes that torchrun has started train one run; start torchrun again for the next")
+    _met.append(True)
     where = torch.device("cpu")
     if device == "cuda":
         where = torch.device("cuda", here.local_rank)
@@ -96,11 +103,12 @@ def joined(device: str) -> Iterator[Group]:
             "nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE
         )
         yield Group(rank, size, where)
-    except EdgedaError:
+    except WorkerLost:
         raise
-    except RuntimeError as error:
-        if is_lost(error):
+    except Exception as error:
+        if isinstance(error, RuntimeError) and is_lost(error):
             raise lost(error) from error
+        speaks_first()  # before the others find that this process is gone
         raise
     finally:
         if dist.is_initialized() and device == "cpu":  # NCCL would wait for what can no longer be

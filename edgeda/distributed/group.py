@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from edgeda.distributed.world import speaks_first
 from edgeda.errors import WorkerLost
 
 BUCKET = 2**23
@@ -103,6 +104,7 @@ class Group:
         try:
             yield
         except Exception:
+            speaks_first()
             self._all_well(False)
             raise
         if not self._all_well(True):

@@ -12,16 +12,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 
 from torch._C._distributed_c10d import TCPStore
 
 from edgeda import errors
 from edgeda.errors import EdgedaError, WorkerLost
 from edgeda.recipe import Recipe
+from edgeda.stopping import stopping
 from edgeda.watching import Record, Watcher
 
 HOST = "127.0.0.1"
@@ -39,7 +38,7 @@ def run_workers(job: Record, devices: int, watcher: Watcher) -> Record:
     """
     workers = _Workers(job, devices, watcher)
     try:
-        with workers.stopping_cleanly():
+        with stopping(workers.ask_to_stop):
             return workers.listen()
     finally:
         workers.end()
@@ -52,14 +51,14 @@ class _Workers:
         self._failures: dict[int, Record] = {}
         self._run = job["out"]
         self._summary: Record | None = None
-        self._stops = 0
+        self._stopped = False
         self._processes: list[subprocess.Popen[bytes]] = []
         # as torchrun's agent does: the store outlives every worker, and its port is the system's choice
         self._store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=10))
         try:
             for rank in range(devices):
                 self._start(rank, json.dumps(job).encode())
-        except OSError:
+        except BaseException:
             self.end()
             raise
 
@@ -86,7 +85,8 @@ class _Workers:
     def _hear(self, rank: int, descriptor: int) -> None:
         with open(descriptor, encoding="utf-8") as lines:
             for line in lines:
-                self._heard.put((rank, json.loads(line)))
+                if line.endswith("\n"):  # else it died while it spoke
+                    self._heard.put((rank, json.loads(line)))
 
     def listen(self) -> Record:
         """Pass on what workers say until the first is done."""
@@ -125,9 +125,10 @@ class _Workers:
     def _fail(self) -> None:
         """Raise the error that ended the run: a worker's own before that of those who only lost the others."""
         own = [failure for failure in self._failures.values() if failure["kind"] != WorkerLost.__name__]
-        if own:
-            raise _as_error(own[0])
-        if self._stops:
+        known = [failure for failure in own if _kind(failure) is not RuntimeError]
+        if own and (known or not self._stopped):  # a library that is interrupted while it is imported says anything
+            raise _as_error((known or own)[0])
+        if self._stopped:
             raise KeyboardInterrupt
         died = [(rank, process.returncode) for rank, process in enumerate(self._processes)
                 if process.poll() is not None and rank not in self._failures]  # fmt: skip
@@ -145,25 +146,10 @@ class _Workers:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
 
-    @contextlib.contextmanager
-    def stopping_cleanly(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM go to the first worker, which stops all after the step; a second one ends them at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            self._stops += 1
-            if self._stops > 1:
-                raise KeyboardInterrupt
-            self._processes[0].send_signal(number)
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def ask_to_stop(self, number: int) -> None:
+        """Hand a signal on to the first worker, which stops all of them after the step."""
+        self._stopped = True
+        self._processes[0].send_signal(number)
 
 
 def _how(code: int) -> str:
@@ -173,14 +159,18 @@ def _how(code: int) -> str:
     return f"was killed ({name}" + ("; too little memory is the usual reason)" if name == "SIGKILL" else ")")
 
 
+def _kind(failure: Record) -> type[BaseException]:
+    """The class that a worker's error had, where it is one that users meet; RuntimeError for a bug."""
+    kind = getattr(errors, failure["kind"], None)
+    if isinstance(kind, type) and issubclass(kind, EdgedaError):
+        return kind
+    return {"KeyboardInterrupt": KeyboardInterrupt, "MemoryError": MemoryError}.get(failure["kind"], RuntimeError)
+
+
 def _as_error(failure: Record) -> BaseException:
     """A worker's error, with its traceback as what caused it."""
-    if failure["kind"] == KeyboardInterrupt.__name__:
-        return KeyboardInterrupt()
-    kind = getattr(errors, failure["kind"], None)
-    error: BaseException = RuntimeError(f"{failure['kind']}: {failure['message']}")
-    if isinstance(kind, type) and issubclass(kind, EdgedaError):
-        error = kind(failure["message"])
+    kind, message = _kind(failure), failure["message"]
+    error = kind(f"{failure['kind']}: {message}" if kind is RuntimeError else message)
     error.__cause__ = RuntimeError(failure["traceback"])
     return error
 

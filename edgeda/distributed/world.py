@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
+from edgeda.errors import InputError
+
 TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that make a process one of several."""
 
@@ -18,6 +20,8 @@ class Counter(Protocol):
 
 
 _store: list[Counter] = []
+_said: list[bool] = []
+"""The answer that this process had when it asked whether it speaks."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,23 @@ def meet_in(store: Counter | None) -> None:
 
 
 def speaks_first() -> bool:
-    """Whether this process is to say what went wrong: the first of all that asks, so that one line is said."""
+    """Whether this process is to say what went wrong: the first of all that asks, so that one line is said.
+
+    A process that knows the reason asks before the others can notice that something is wrong.
+    """
     if world().size == 1:
         return True
-    try:
-        return _store[0].add("edgeda/said", 1) == 1
-    except (IndexError, RuntimeError):  # not met yet, and all fail alike; or the store died with the first process
-        return world().leads
+    if not _said:
+        try:
+            _said.append(_store[0].add("edgeda/said", 1) == 1)
+        except (IndexError, RuntimeError):  # not met yet, and all fail alike; or the store died with the first process
+            return world().leads
+    return _said[0]
+
+
+def check_alone(what: str) -> None:
+    """InputError under torchrun, for what is not one run: its processes would each do another part and never meet."""
+    if world().size > 1:
+        raise InputError(
+            f"{what} cannot be started by torchrun; start it alone, with --set train.devices={world().size}"
+        )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from edgeda.errors import InputError, from_os_error, require
 from edgeda.export.graph import finish, opset_of, to_opset
@@ -84,4 +85,22 @@ def to_model(network: Network, manifest: Manifest, opset: int = OPSET) -> ModelP
     if program is None:
         raise RuntimeError("torch.onnx.export(dynamo=True) returned no program")
     model: ModelProto = program.model_proto
+    _let_go(program)
     return to_opset(model, opset)
+
+
+def _let_go(program: torch.onnx.ONNXProgram) -> None:
+    """Cut what else keeps the shapes that torch reasoned about for as long as the process lives, a megabyte an export.
+
+    A ShapeEnv holds its inputs, whose symbolic sizes hold it where the garbage collector does not look (in C++); and
+    the caches of its methods, one for all ShapeEnvs, hold it too.
+    """
+    exported = program.exported_program
+    for node in exported.graph.nodes if exported is not None else ():
+        shapes = getattr(getattr(node.meta.get("val"), "fake_mode", None), "shape_env", None)
+        if shapes is not None:
+            shapes.tracked_fakes = None
+    for method in vars(ShapeEnv).values():
+        clear_cache = getattr(method, "cache_clear", None)
+        if clear_cache is not None:
+            clear_cache()

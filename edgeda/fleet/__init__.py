@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeda.distributed.world import check_alone
 from edgeda.errors import InputError, Interrupted, from_os_error
 from edgeda.fleet.recipe import FleetRecipe
 from edgeda.fleet.report import result_of, write_report
@@ -45,6 +46,7 @@ def fleet(
     Raises InputError for a wrong request and for runs that another recipe made, MachineError for a cluster that lacks
     what is asked for (before anything is trained), and Interrupted on Ctrl-C.
     """
+    check_alone("a fleet")
     from edgeda.cells import holding
     from edgeda.fleet.plan import Plan
 

@@ -40,7 +40,6 @@ def cluster(workers: int | None = None, address: str | None = None) -> Iterator[
 
 def _connect(workers: int | None, address: str | None) -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = require("ray", "ray", "running many at once")
     options: Record = {"log_to_driver": False, "logging_level": "critical", "address": address or "local"}
     if address is None:  # `local` is said: without an address Ray takes any cluster that runs on this machine

@@ -66,11 +66,13 @@ def requests(recipe: Recipe) -> tuple[Recipe, int, int]:
     """A recipe as it is run beside others, with the CPUs and GPUs it asks for.
 
     `train.threads` 0 means one here and `train.device` auto the CPU, so that a result does not depend on the node.
+    Each of `train.devices` takes as many.
     """
     threads = recipe.train.threads or 1
     device = "cpu" if recipe.train.device == "auto" else recipe.train.device
     train = recipe.train.model_copy(update={"threads": threads, "device": device})
-    return recipe.model_copy(update={"train": train}), threads, int(device == "cuda")
+    devices = recipe.train.devices or 1
+    return recipe.model_copy(update={"train": train}), devices * threads, devices * int(device == "cuda")
 
 
 def run_jobs(

@@ -136,6 +136,10 @@ class Method(ABC):
         """The inverse of `state`."""
         for name, learner in self.learners.items():
             learner.optimizer.load_state_dict(state[name])
+            for parameter, held in learner.optimizer.optimizer.state.items():
+                for key, value in held.items():  # as they lie in memory: a fused step takes both for one row of numbers
+                    if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                        held[key] = torch.empty_like(parameter).copy_(value)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import nn
 
 from edgeda.artifacts import RECIPE, SUMMARY, RunDirectory
 from edgeda.channels import widths
+from edgeda.distributed.world import check_alone
 from edgeda.errors import InputError
 from edgeda.models import Network, NetworkCard, load_network, save_network
 from edgeda.profiling.complexity import torch_complexity
@@ -150,6 +151,7 @@ def train_pruned(pruner: Pruner, cut: Cut, watcher: Watcher) -> RunDirectory:
     from edgeda.adapt import adapt
     from edgeda.methods.tcp import prune_recipe
 
+    check_alone("training pruned teachers")
     folder = pruner.folder(cut.share)
     log.info("training a pruned teacher in %s", folder)
     recipe = prune_recipe(pruner.run, "teacher", {"prune.macs_cut": cut.share}, [], folder)

@@ -129,7 +129,7 @@ class Pipeline:
                     break
         except EdgedaError as error:
             self.failures.append(error)
-        except Exception as error:  # noqa: BLE001 - a thread's bug is raised where the results are read
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: a thread's end is raised where results are read
             self._results.fail(error)
         finally:
             self._feed.end()
@@ -139,7 +139,7 @@ class Pipeline:
             while (taken := self._feed.take(self._batch_size)) is not None:
                 number, frames = taken
                 self._results.put(number, self._classified(frames))
-        except Exception as error:  # noqa: BLE001 - raised where the results are read
+        except BaseException as error:  # noqa: BLE001 - raised where results are read; else its batch is awaited for ever
             self._results.fail(error)
         finally:
             self._results.worker_done()

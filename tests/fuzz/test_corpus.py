@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,3 +153,34 @@ def test_onnx_runtime_keeps_no_device_id_and_tells_nobody(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "('0', '1', '2', '3')" in done.stdout, done.stderr
     assert [path.name for path in tmp_path.rglob("*")] == ["m.onnx"]
+
+
+SWITCHES = """
+import json, os
+before = dict(os.environ)
+import edgeda
+try:
+    import openvino_telemetry
+    mute = False
+except ImportError:
+    mute = True
+print(json.dumps([{name: value for name, value in os.environ.items() if before.get(name) != value}, mute]))
+"""
+
+
+def test_what_reports_its_use_is_switched_off_as_the_document_says():
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "hostile-input.md").read_text()
+    section = text.split("## Packages that report their use")[1].split("##")[0]
+    documented = dict(re.findall(r"`([A-Z_]+)=(\w+)`", section))
+    assert len(documented) == 4
+
+    def switched(**own: str) -> list:
+        environment = {name: value for name, value in os.environ.items() if name not in documented}
+        environment.update(PYTHONPATH=str(root), **own)
+        command = [sys.executable, "-c", SWITCHES]
+        return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    assert switched() == [documented, True]
+    del documented["ORT_DISABLE_TELEMETRY"]
+    assert switched(ORT_DISABLE_TELEMETRY="0") == [documented, True], "a variable of the user's own stays"

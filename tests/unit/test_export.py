@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -18,12 +19,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_sample_images
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import edgeda.export.builder
 from edgeda.artifacts import RunDirectory
 from edgeda.errors import InputError
 from edgeda.export import PARITY_LIMIT, export_run
-from edgeda.export.onnx import export_onnx, replacing
+from edgeda.export.onnx import export_onnx, replacing, to_model
 from edgeda.export.parity import accuracy, check_parity
 from edgeda.models import Architecture, Network, NetworkCard, build_network, load_network, save_network
 from edgeda.runtime import Classifier
@@ -319,3 +321,17 @@ def test_torch_backend_leaves_the_network_alone(exported: Exported, torch_logits
     with pytest.raises(InputError, match="does not tell its input size"):
         TorchBackend(network, None)
     assert TorchBackend(network, None, input_size=64).input_shape == (3, 64, 64)
+
+
+def test_exports_do_not_keep_the_shapes_that_torch_reasoned_about(exported: Exported):
+    """A process that exports again and again must not grow by a ShapeEnv, with all its tensors, each time."""
+
+    def alive() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), ShapeEnv) for thing in gc.get_objects())
+
+    to_model(exported.network, exported.manifest)
+    before = alive()
+    for _ in range(2):
+        to_model(exported.network, exported.manifest)
+    assert alive() <= before

@@ -27,7 +27,7 @@ def classifier(tmp_path: Path) -> Classifier:
 class Made(Source):
     """`count` red frames, then an error where there is one."""
 
-    def __init__(self, name: str, count: int, error: Exception | None = None, live: bool = False) -> None:
+    def __init__(self, name: str, count: int, error: BaseException | None = None, live: bool = False) -> None:
         super().__init__(name)
         self.count, self.error, self.live = count, error, live
         self.given = 0
@@ -88,6 +88,34 @@ def test_a_source_that_fails_does_not_end_the_others(classifier: Classifier) -> 
     assert [str(failure) for failure in results.failures] == ["bad: gone"]
     with pytest.raises(ZeroDivisionError), Pipeline(classifier, [Made("bug", 2, ZeroDivisionError())]) as results:
         list(results)
+
+
+@pytest.mark.parametrize("where", ["source", "worker"])
+def test_a_thread_that_exits_does_not_leave_its_reader_waiting(classifier: Classifier, monkeypatch, where: str) -> None:
+    """SystemExit ends a thread in silence; the one frame of its batch would be awaited for ever."""
+    pipeline = Pipeline(classifier, [Made("a", 50, SystemExit(7) if where == "source" else None)], workers=2)
+    if where == "worker":
+        whole = classifier.classify_squares
+
+        def once(squares):
+            monkeypatch.setattr(classifier, "classify_squares", whole)
+            raise SystemExit(7)
+
+        monkeypatch.setattr(classifier, "classify_squares", once)
+    ended: list[object] = []
+
+    def read() -> None:
+        try:
+            with pipeline as results:
+                list(results)
+        except SystemExit as error:
+            ended.append(error.code)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(20)
+    pipeline.stop()
+    assert ended == [7]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # the runtime's own filter
