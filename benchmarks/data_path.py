@@ -3,10 +3,10 @@
     python benchmarks/data_path.py [--images 1000] [--paths 1000000] [--out FILE]
 
 Makes JPEG files of 640 x 480 pixels out of scikit-learn's two photographs and reads them the usual way (ImageFolder,
-DataLoader with a process for each core, ToTensor, Normalize) and through edgeda's cache, at 224 px, with the same kinds
-of augmentation: crops of 256 px squares and flips; zoom (torchvision: random resized crop); rotation too. Trains for some
-steps to see what share of the time is waited for data; and lists many paths in a process of its own. Needs torchvision
-and scikit-learn.
+DataLoader with a process for each core, ToTensor, Normalize) and through edgeda's cache, at 224 px, with augmentation
+of the same kinds: crops of 256 px squares and flips; zoom (torchvision: random resized crop); rotation too. Trains for
+some steps to see what share of the time is waited for data; and lists many paths in a process of its own. Needs
+torchvision and scikit-learn.
 """
 
 from __future__ import annotations
