@@ -41,8 +41,8 @@ def test_two_processes_have_the_losses_of_one(folders: Folders, environment: dic
     augment = {"augment": {"rotate": 10, "brightness": 0.2, "contrast": 0.2}}
     cases = {
         "synchronized": values(folders, 2),
-        "frozen": values(folders, 2, data=augment, adapt={"batchnorm": "frozen"}),
-        "per-domain": values(folders, 1, distill={"end_to_end": True},
+        "frozen": values(folders, 2, adapt={"batchnorm": "frozen"}),
+        "per-domain": values(folders, 1, data=augment, distill={"end_to_end": True},
                              adapt={"batchnorm": "per-domain", "alignment": ["dann", "mdd", "mcc"]}),
         "cckdn": values(folders, 1, method="cckdn", cckdn={"critic": "wgan-gp", "width": 8}),
     }  # fmt: skip
