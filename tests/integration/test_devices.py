@@ -120,7 +120,7 @@ def test_more_devices_than_there_are(command: Edgeda, folders: Folders, tmp_path
 
 
 @TWO_CORES
-@pytest.mark.parametrize(("size", "near"), [(1, "2"), (3, "2 or 4"), (9, "8 or 10")])
+@pytest.mark.parametrize(("size", "near"), [(3, "2 or 4"), (9, "8 or 10")])
 def test_a_batch_that_devices_cannot_divide(command: Edgeda, folders: Folders, tmp_path: Path, size: int, near: str):
     ran = command("adapt", *folders.arguments, *TINY, "--devices", 2, "--batch-size", size, "--out", tmp_path / "run")
     assert ran.code == 2
