@@ -7,14 +7,15 @@
 # and onnxruntime (PYTHON, default python3). Nothing is installed: qemu, Python and libraries of arm64 are unpacked into
 # the folder WORK (about 250 MB) and kept there for the next time.
 #
-# For each model: probabilities of the image (or of eight pictures made here) here and there, largest difference at most TOLERANCE (1e-4; a quantized model
-# 0.02, as its products are summed in another order), same class. Then the very zip file that
+# For each model: probabilities of the image (or of eight pictures made here) here and there, largest difference at most
+# TOLERANCE (1e-4; a quantized model 0.02, as its products are summed in another order), same class. Then the very zip file that
 # `edgeda profile --device ssh://...` sends, run there. Prints what it found and ends with 1 where something differs.
 # Times are those of an emulator and mean nothing.
 set -euo pipefail
 
 SUITE=${SUITE:-trixie}
-MIRROR=${MIRROR:-http://deb.debian.org/debian}
+# the archive that this machine's apt uses, without those of updates
+MIRROR=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' | grep -v security | sort -u | head -n 1)}
 KEYRING=${KEYRING:-/usr/share/keyrings/debian-archive-keyring.gpg}
 PYTHON=${PYTHON:-python3}
 TOLERANCE=${TOLERANCE:-1e-4}
