@@ -133,7 +133,7 @@ def _one_line(debug: bool) -> Iterator[None]:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
-        _fail(str(from_os_error(error, "working")), 2, debug)
+        _fail(str(from_os_error(error, "reading or writing")), 2, debug)
     except ModuleNotFoundError as error:
         missing = MissingExtra(f"the package {error.name} is not installed; `edgeda doctor` says which extra brings it")
         _fail(str(missing), missing.exit_code, debug)

@@ -83,7 +83,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def from_os_error(error: OSError, doing: str) -> InputError:
     """The one line for a disk that is full, a folder that is not ours, a file that is gone."""
-    where = f" {error.filename}" if error.filename else ""
+    where = f": {error.filename}" if error.filename and str(error.filename) not in doing else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InputError(f"the disk is full while {doing}{where}; free some space and try again")
     reason = error.strerror or one_line(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,9 @@ TINY = ["--set", "data.input_size=32", "--set", "data.resize=squash", "--set", "
         "--set", "teacher.backbone=resnet10t", "--set", "student.backbone=resnet10t",
         "--set", "teacher.pretrained=none", "--set", "student.pretrained=none",
         "--set", "train.warmup_epochs=1", "--precision", "fp32", "--batch-size", "8"]  # fmt: skip
+
+# A shell starts its background with SIGINT ignored, and children inherit that: Ctrl-C is tested all the same.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,7 @@ def _be_the_child(action: Callable[[], object], world: World, told: dict[str, in
         os.environ.update(HOME=str(world.root / "home"), TMPDIR=str(world.root / "tmp"))
         os.environ.update(EDGEDA_CACHE=str(world.root / "cache"), TORCHINDUCTOR_CACHE_DIR=str(world.root / "cache"))
         tempfile.tempdir = None
+        sys.dont_write_bytecode = True  # what is imported late is not what the case writes
         sys.addaudithook(hook(world, told["events"]))
         try:
             action()
