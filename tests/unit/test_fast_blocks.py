@@ -1,14 +1,13 @@
-"""Bottlenecks and stems exchanged for training on a CPU: the same numbers, gradients, statistics and names."""
+"""Layers and stems exchanged for training on a CPU: the same numbers, gradients, statistics and names."""
 
 from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeda.fast_blocks import FastBottleneck, LaterReLU, RectifyingPool, use_fast_network
+from edgeda.fast_blocks import LaterReLU, RectifyingPool, use_fast_network
 from edgeda.models import Architecture, build_network
 
 
@@ -43,7 +42,6 @@ def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, fl
 def test_a_bf16_step_is_as_near_to_fp32_as_timms_own():
     """Gradients differ from those of fp32 by bf16's rounding: by no more than timm's own blocks let them differ."""
     plain, fast = pair()
-    assert sum(type(module) is FastBottleneck for module in fast.modules()) == 8
     wanted = trained(copy.deepcopy(plain), half=False)
     theirs, ours = distance(trained(plain, half=True), wanted), distance(trained(fast, half=True), wanted)
     for name in wanted:
@@ -61,21 +59,3 @@ def test_a_stem_pools_before_it_rectifies_with_the_same_numbers_and_gradients():
 def test_names_and_what_is_saved_stay():
     plain, fast = pair()
     assert list(fast.state_dict()) == list(plain.state_dict())
-
-
-@pytest.mark.parametrize("why", ["hook", "eval", "norm"])
-def test_a_block_that_is_looked_at_or_changed_does_as_timms(why):
-    """A hook on the widening convolution is called; frozen or exchanged BatchNorm has its own say."""
-    _, fast = pair()
-    seen: list[object] = []
-    block = next(module for module in fast.modules() if type(module) is FastBottleneck)
-    if why == "hook":
-        block.conv3.register_forward_hook(lambda *_: seen.append(1))
-    elif why == "eval":
-        block.bn3.eval()
-    else:
-        block.bn3.__class__ = type("Other", (nn.BatchNorm2d,), {"forward": lambda self, x: (seen.append(1), x)[1]})
-    before = block.bn3.running_mean.clone()
-    trained(fast, half=True)
-    assert len(seen) == (why != "eval")
-    assert torch.equal(block.bn3.running_mean, before) == (why != "hook")
