@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 RECIPE, SUMMARY, METRICS, CHECKPOINT = "recipe.yaml", "summary.json", "metrics.jsonl", "checkpoint"
+KIT_LISTING = "bundle.json"
 ROLES = ("student", "teacher", "source_only")
 
 
@@ -36,6 +37,12 @@ class RunDirectory:
     def exports(self) -> Path:
         """Folder of exported models."""
         return self.path / "exports"
+
+    def exported_models(self) -> list[Path]:
+        """Every model in RUN/exports, of any format and at any depth; kits hold copies of these and are left out."""
+        paths = [path for kind in ("*.onnx", "*.xml", "*.engine") for path in sorted(self.exports.rglob(kind))]
+        kits = {listing.parent for listing in self.exports.rglob(KIT_LISTING)}
+        return [path for path in paths if kits.isdisjoint(path.parents)]
 
     def summary(self) -> dict[str, Any]:
         """The parsed summary.json; InputError when the run is not finished, or its values are of the wrong kind."""

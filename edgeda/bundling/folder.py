@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeda.artifacts import KIT_LISTING
 from edgeda.errors import InputError, from_os_error
 
-LISTING = "bundle.json"
 _MADE_ON_THE_DEVICE = ("*.engine", "__pycache__")
 """What tools leave in a kit: built from the model that goes, so it goes with it."""
 
@@ -38,7 +38,7 @@ def write_folder(out: Path, files: Mapping[str, bytes], about: Mapping[str, Any]
     """Put `files` (by relative path) and their listing into `out`, in place of an earlier kit."""
     staging, old = (out.with_name(f".{out.name}.{kind}-{os.getpid()}") for kind in ("part", "old"))
     try:
-        for name, content in {**files, LISTING: _listing(files, about)}.items():
+        for name, content in {**files, KIT_LISTING: _listing(files, about)}.items():
             path = staging / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
@@ -58,13 +58,13 @@ def write_folder(out: Path, files: Mapping[str, bytes], about: Mapping[str, Any]
 
 
 def _listing(files: Mapping[str, bytes], about: Mapping[str, Any]) -> bytes:
-    return (json.dumps({**about, "files": sorted([*files, LISTING])}, indent=2) + "\n").encode()
+    return (json.dumps({**about, "files": sorted([*files, KIT_LISTING])}, indent=2) + "\n").encode()
 
 
 def _listed(folder: Path) -> set[str] | None:
     """The files of a kit, from its own listing; None for a folder that is no kit."""
     try:
-        listing = json.loads((folder / LISTING).read_text(encoding="utf-8"))
+        listing = json.loads((folder / KIT_LISTING).read_text(encoding="utf-8"))
         if not isinstance(listing["edgeda"], str) or not isinstance(listing["kit"], str):
             return None
         return {str(name) for name in listing["files"]}

@@ -155,6 +155,8 @@ def _of_run(run: RunDirectory) -> list[Subject]:
 
 def exported_subjects(run: RunDirectory, prefix: str = "") -> list[Subject]:
     """What RUN/exports holds, models of every format at any depth, in each engine that runs them."""
-    folder = run.exports
-    paths = [path for kind in ("*.onnx", "*.xml", "*.engine") for path in sorted(folder.rglob(kind))]
-    return [subject for path in paths for subject in _of_file(path, f"{prefix}{path.relative_to(folder)}")]
+    return [
+        subject
+        for path in run.exported_models()
+        for subject in _of_file(path, f"{prefix}{path.relative_to(run.exports)}")
+    ]

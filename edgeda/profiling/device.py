@@ -71,12 +71,11 @@ def cargo(models: Sequence[str | None]) -> list[Cargo]:
     for model in models:
         known = find_model(model)
         if isinstance(known, RunDirectory):
-            folder = known.exports
-            paths = [path for kind in ("*.onnx", "*.xml", "*.engine") for path in sorted(folder.rglob(kind))]
+            paths = known.exported_models()
             if not paths:
                 raise InputError(f"the run {known.path} has no exports, and a device has no torch; run: "
                                  f"edgeda export {known.path} --onnx")  # fmt: skip
-            labels = [f"{known.name}/{path.relative_to(folder)}" for path in paths]
+            labels = [f"{known.name}/{path.relative_to(known.exports)}" for path in paths]
         else:
             paths, labels = [_file(known)], [known.name]
         for path, label in zip(paths, labels, strict=True):

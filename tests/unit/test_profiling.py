@@ -241,6 +241,10 @@ def test_a_run_is_its_student_and_its_exports(tmp_path: Path) -> None:
     card = NetworkCard(network.architecture, tuple("abcde"), Preprocessing(32))
     save_network(run / "student.safetensors", network.state_dict(), card)
     small_classifier(run / "exports" / "student.onnx")
+    kit = run / "exports" / "python-kit"  # what `bundle` makes beside it holds a copy
+    kit.mkdir()
+    small_classifier(kit / "model.onnx")
+    (kit / "bundle.json").write_text("{}")
     rows = profile_model(str(run), threads=1, budget_s=0.01)
     assert [(row.model, row.engine) for row in rows] == [
         ("night/student", "torch"),
