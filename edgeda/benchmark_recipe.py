@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -60,14 +61,9 @@ class BenchmarkRecipe(Strict):
     @field_validator("scenarios", "methods")
     @classmethod
     def _folders_differ(cls, named: dict[str, Any]) -> dict[str, Any]:
-        taken: dict[str, str] = {}
-        for name in named:
-            folder = folder_name(name).casefold()
-            if not folder or name == AVERAGE:
-                raise ValueError(f"'{name}' cannot be a name: it needs letters or digits, and '{AVERAGE}' is taken")
-            if folder in taken:
-                raise ValueError(f"'{taken[folder]}' and '{name}' would share the folder {folder}")
-            taken[folder] = name
+        if AVERAGE in named:
+            raise ValueError(f"'{AVERAGE}' cannot be a name: it is taken")
+        check_folders_differ(named)
         return named
 
     @field_validator("methods")
@@ -104,6 +100,18 @@ def _check_keys(name: str, changes: dict[str, Any], whose: str) -> None:
             raise ValueError(f"{name}: write the keys of '{key}' dotted, such as adapt.alignment: [mcc]")
         if key in DECIDED or key.split(".")[0] == "benchmark":
             raise ValueError(f"{name}: '{key}' is not {whose} to change")
+
+
+def check_folders_differ(names: Iterable[str]) -> None:
+    """ValueError for a name that makes no folder's name, or the same as another one."""
+    taken: dict[str, str] = {}
+    for name in names:
+        folder = folder_name(name).casefold()
+        if not folder:
+            raise ValueError(f"'{name}' cannot be a name: it needs letters or digits")
+        if folder in taken:
+            raise ValueError(f"'{taken[folder]}' and '{name}' would share the folder {folder}")
+        taken[folder] = name
 
 
 def folder_name(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from edgeda.benchmark_recipe import Changes, Strict, folder_name
+from edgeda.benchmark_recipe import Changes, Strict, check_folders_differ, folder_name
 from edgeda.errors import InputError, did_you_mean, one_line, user_path
 from edgeda.prediction_sources import STREAM_PREFIXES
 from edgeda.recipe import Recipe
@@ -85,14 +85,7 @@ class FleetRecipe(Strict):
     @field_validator("cameras")
     @classmethod
     def _folders_differ(cls, cameras: dict[str, Camera]) -> dict[str, Camera]:
-        taken: dict[str, str] = {}
-        for name in cameras:
-            folder = folder_name(name).casefold()
-            if not folder:
-                raise ValueError(f"'{name}' cannot be a camera's name: it needs letters or digits")
-            if folder in taken:
-                raise ValueError(f"the cameras '{taken[folder]}' and '{name}' would share the folder {folder}")
-            taken[folder] = name
+        check_folders_differ(cameras)
         return cameras
 
     @field_validator("set")

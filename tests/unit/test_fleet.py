@@ -32,7 +32,7 @@ def written(folder: Path, text: str) -> str:
     ("text", "said"),
     [
         ("source: s\ncameras: {gate: a, gate: b}", "'gate' is there twice, in lines 2 and 2"),
-        ("source: s\ncameras: {gate 1: a, Gate-1: b}", "the cameras 'gate 1' and 'Gate-1' would share the folder"),
+        ("source: s\ncameras: {gate 1: a, Gate-1: b}", "'gate 1' and 'Gate-1' would share the folder"),
         ("source: s\ncameras: {}", "cameras: "),
         ("cameras: {gate: a}", "'source' is missing"),
         ("source: s\ncamera: {gate: a}", "unknown key 'camera'; did you mean 'cameras'?"),
