@@ -62,6 +62,7 @@ def predict(
 ) -> None:  # fmt: skip
     """Classify images, videos, streams and cameras: a JSON object on a line of stdout for each frame.
 
+    `latency_ms` is from when a frame was read to its answer, the waits for its batch and a free core included.
     With --json, only one object at the end. Ctrl-C ends a stream with the summary.
     """
     from edgeda.predict import json_line, summary_text

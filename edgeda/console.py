@@ -31,7 +31,7 @@ def set_up_logging() -> None:
     ours.handlers[:] = [_Lines()]
     ours.setLevel(logging.INFO)
     ours.propagate = False
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # its parent sets its own level
 
 
 def silence() -> None:

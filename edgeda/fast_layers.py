@@ -53,14 +53,8 @@ class _Rectify(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
         (result,) = ctx.saved_tensors
-        return rectified_gradient(gradients[0], result), None
-
-
-def rectified_gradient(gradient: Tensor, result: Tensor) -> Tensor:
-    """`gradient` where `result` of a ReLU is positive, else 0: of bf16 numbers by the bits of both."""
-    bits = torch.ops.aten.threshold_backward(gradient.view(torch.int16), result.view(torch.int16), 0)
-    selected: Tensor = bits.view(torch.bfloat16)
-    return selected
+        bits = torch.ops.aten.threshold_backward(gradients[0].view(torch.int16), result.view(torch.int16), 0)
+        return bits.view(torch.bfloat16), None
 
 
 def use_fast_layers(network: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor, nn
 
 from edgeda.data.batches import Batch
 from edgeda.methods.base import Workshop
@@ -51,3 +52,15 @@ def descend(network: Network, loss: torch.Tensor) -> None:
     with torch.no_grad():
         for parameter, gradient in zip(network.parameters(), gradients, strict=True):
             parameter -= 0.1 * gradient
+
+
+class Attention(nn.Module):
+    """Images `(B, 3, H, W)` to tokens `(B, H / 2 * W / 2, 4)` that attend to each other, for profiles to count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Conv2d(3, 4, 2, 2, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.queries(images).flatten(2).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)

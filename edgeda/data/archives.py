@@ -99,9 +99,9 @@ def _refuse(name: str, archive: Path) -> None:
     raise InputError(f"{archive} holds {name!r}, a link or device; unpack it yourself and give the folder")
 
 
-# RuntimeError: an encrypted zip; NotImplementedError: one compressed in a way zipfile does not know
+# RuntimeError: a zip that is encrypted, or compressed in a way that zipfile does not know
 DAMAGE = (
-    tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError, NotImplementedError,
+    tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError,
 )  # fmt: skip
 
 

@@ -221,6 +221,8 @@ def _arithmetic(by_role: Mapping[str, Row]) -> str:
     student, teacher = by_role["student"].get("gmacs"), by_role["teacher"].get("gmacs")
     if not student or not teacher:
         return ""
+    if abs(teacher / student - 1) < 0.01:
+        return "the student takes as many GMACs as the teacher"
     return f"the student takes {_times(teacher / student, 'fewer', 'more')} GMACs than the teacher"
 
 

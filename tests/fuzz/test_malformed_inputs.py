@@ -48,12 +48,9 @@ def caged(action, tmp_path: Path, limit_s: float = 30):
 def test_the_cage_sees_what_must_not_happen(tmp_path: Path):
     outside = tmp_path / "outside"
     assert any("outside" in line for line in caged(lambda: outside.write_text("x"), tmp_path / "a").problems)
-    assert any(
-        "in/moved" in line
-        for line in caged(
-            lambda: os.rename(tmp_path / "b/world/home/canary", tmp_path / "b/world/in/moved"), tmp_path / "b"
-        ).problems
-    )
+    world = tmp_path / "b" / "world"
+    moved = caged(lambda: (world / "home" / "canary").rename(world / "in" / "moved"), tmp_path / "b")
+    assert any("in/moved" in line for line in moved.problems)
     assert any("started" in line for line in caged(lambda: subprocess.run(["true"]), tmp_path / "c").problems)
     assert any("os.system" in line for line in caged(lambda: os.system("true"), tmp_path / "d").problems)
     assert caged(lambda: Path("here").write_text("x"), tmp_path / "e").problems == []
@@ -63,7 +60,8 @@ def test_the_cage_sees_what_must_not_happen(tmp_path: Path):
 
 def test_the_cage_sees_what_c_code_does_to_the_inputs(tmp_path: Path):
     canary = tmp_path / "world" / "home" / "canary"
-    assert "changed '/home/canary'" in caged(lambda: _write_behind_the_hook(canary), tmp_path).problems
+    changed = caged(lambda: _write_behind_the_hook(canary), tmp_path).problems
+    assert any(line.startswith("changed") and canary.name in line for line in changed)
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")

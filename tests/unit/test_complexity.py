@@ -16,6 +16,7 @@ from edgeda.models import Architecture, LogitsOnly, build_network
 from edgeda.profiling.complexity import torch_complexity
 from edgeda.profiling.onnx_graph import onnx_complexity
 from tests.onnx_models import SMALL_MACS, SMALL_PARAMETERS, small_classifier, weights, write_onnx
+from tests.workshop import Attention
 
 
 @pytest.mark.parametrize(("name", "gmacs", "params_m"), [("r18", 1.819, 11.690), ("r50", 4.112, 25.557)])
@@ -29,15 +30,6 @@ def test_the_figures_of_the_papers(name: str, gmacs: float, params_m: float) -> 
 
 
 def test_fused_attention_is_counted() -> None:
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.queries = nn.Conv2d(3, 4, 2, 2, bias=False)
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            tokens = self.queries(images).flatten(2).transpose(1, 2)
-            return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
-
     found = torch_complexity(Attention(), 8)  # 16 tokens of width 4
     assert round(found.gmacs * 1e9) == 16 * 4 * 12 + 2 * 16 * 16 * 4
     assert round(found.params_m * 1e6) == 48

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from torch import nn
 
 from edgeda.errors import InputError
 from edgeda.models import Architecture, build_network
@@ -20,6 +19,7 @@ from edgeda.profiling.peaks import measure_peaks
 from edgeda.profiling.roofline import DEVICES, LABEL, Device, against, estimate, find_devices, this_machine
 from edgeda.report.profiles import check_text, estimates_text, layers_text
 from tests.onnx_models import SMALL_MACS, small_classifier, weights, write_onnx
+from tests.workshop import Attention
 
 
 def test_layers_of_a_graph_counted_by_hand(tmp_path: Path) -> None:
@@ -69,15 +69,6 @@ def test_layers_of_a_network_add_up_to_its_cost_and_fvcore_counts_the_same_activ
 
 
 def test_what_a_module_computes_itself_is_a_layer_of_its_own() -> None:
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.queries = nn.Conv2d(3, 4, 2, 2, bias=False)
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            tokens = self.queries(images).flatten(2).transpose(1, 2)
-            return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
-
     own, conv = torch_layers(Attention(), 8)
     assert (own.kind, own.macs, own.params) == ("Attention", 2 * 16 * 16 * 4, 0)
     assert (conv.name, conv.macs, conv.params) == ("queries", 16 * 4 * 12, 48)
