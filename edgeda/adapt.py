@@ -232,8 +232,9 @@ def make_workshop(recipe: Recipe, networks: dict[str, Network], group: Group | N
     for network in networks.values():
         if group is not None and group.size > 1:
             synchronize(network)
-        if (recipe.train.device, recipe.train.precision) == ("cpu", "bf16"):
-            use_fast_network(network)
+        if recipe.train.device == "cpu":
+            pixels = 2 * recipe.train.batch_size * recipe.data.input_size**2
+            use_fast_network(network, half=recipe.train.precision == "bf16", pixels=pixels)
     modules = {role: fabric.setup_module(network) for role, network in networks.items()}
     return Workshop(fabric, recipe, modules, group=group or Group())
 

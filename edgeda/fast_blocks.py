@@ -1,11 +1,17 @@
-"""The stem of a ResNet as a CPU trains it fastest in bf16: pooled before it is rectified, with timm's numbers."""
+"""Blocks and stems of a ResNet as a CPU trains them fastest: timm's parameters, names and mathematics."""
 
 from __future__ import annotations
 
-from timm.models.resnet import ResNet
+from typing import Any
+
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from edgeda.fast_layers import rectify, use_fast_layers
+from edgeda.kernels.batchnorm import CompiledBatchNorm2d, can_normalize, normalize
+
+WORTH_COMPILING = 2**20
+"""Pixels of a step's images from which on compiled kernels are used: below, a step takes less than compiling."""
 
 
 class LaterReLU(nn.ReLU):
@@ -24,10 +30,66 @@ class RectifyingPool(nn.MaxPool2d):
         return rectify(super().forward(input), inplace=True)
 
 
-def use_fast_network(network: nn.Module) -> None:
-    """Exchange layers and stems of `network` in place; parameters and names stay the same."""
-    use_fast_layers(network)
+class CompiledBasicBlock(BasicBlock):  # type: ignore[misc] # timm has no types
+    """Two convolutions and a shortcut: BatchNorm, addition and ReLU behind each in one kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` to `(B, K, H / stride, W / stride)`."""
+        inner = _rectified(self.bn1, self.act1, self.conv1(x))
+        return _joined(self, self.bn2, self.act2, self.conv2(inner), x)
+
+
+class CompiledBottleneck(Bottleneck):  # type: ignore[misc] # timm has no types
+    """Three convolutions and a shortcut: BatchNorm, addition and ReLU behind each in one kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` to `(B, 4 K, H / stride, W / stride)`."""
+        inner = _rectified(self.bn1, self.act1, self.conv1(x))
+        inner = _rectified(self.bn2, self.act2, self.conv2(inner))
+        return _joined(self, self.bn3, self.act3, self.conv3(inner), x)
+
+
+def use_fast_network(network: nn.Module, half: bool, pixels: int) -> None:
+    """Exchange what `network` is made of, in place, for training in bf16 (`half`) or fp32; parameters and names stay.
+
+    `pixels`: of all the images of a step. Nothing is decided by time, so that a run is the same when it is repeated.
+    """
+    if half:
+        use_fast_layers(network)
     for module in network.modules():
         if isinstance(module, ResNet) and isinstance(module.act1, nn.ReLU) and type(module.maxpool) is nn.MaxPool2d:
             module.maxpool.__class__ = RectifyingPool
             module.act1.__class__ = LaterReLU
+    if pixels < WORTH_COMPILING:
+        return
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = CompiledBatchNorm2d
+        elif type(module) in _COMPILED and _is_plain(module):
+            module.__class__ = _COMPILED[type(module)]
+
+
+_COMPILED: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: CompiledBasicBlock, Bottleneck: CompiledBottleneck}
+
+
+def _is_plain(block: nn.Module) -> bool:
+    """Whether nothing but convolutions, BatchNorm, ReLU and an addition is in a block."""
+    between = [getattr(block, name, None) for name in ("aa", "se", "drop_block", "drop_path")]
+    rectifies = [isinstance(module, nn.ReLU) for name, module in block.named_children() if name.startswith("act")]
+    return all(part is None or type(part) is nn.Identity for part in between) and all(rectifies)
+
+
+def _rectified(layer: nn.Module, activation: nn.Module, images: Tensor) -> Tensor:
+    if can_normalize(layer, images):
+        return normalize(layer, images, rectify=True, reuse=True)
+    rectified: Tensor = activation(layer(images))
+    return rectified
+
+
+def _joined(block: Any, layer: nn.Module, activation: nn.Module, images: Tensor, before: Tensor) -> Tensor:
+    """The end of a block: BatchNorm, plus what came `before` the block or its downsampling, rectified."""
+    shortcut = before if block.downsample is None else block.downsample(before)
+    if can_normalize(layer, images, shortcut):
+        return normalize(layer, images, rectify=True, shortcut=shortcut, reuse=True)
+    rectified: Tensor = activation(layer(images) + shortcut)
+    return rectified

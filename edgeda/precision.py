@@ -65,7 +65,7 @@ def _step_seconds(architecture: Architecture, size: int) -> tuple[float, float]:
     """
     with torch.random.fork_rng(devices=[]):
         network = build_network(architecture)[0].to(memory_format=torch.channels_last).train()
-        use_fast_network(network)  # they act in bf16 alone
+        use_fast_network(network, half=True, pixels=0)  # they act in bf16 alone
         count = min(PROBE_BATCH, max(2, round(PROBE_BATCH * (PROBE_SIZE / size) ** 2)))
         images = torch.randn(count, 3, size, size).to(memory_format=torch.channels_last)
         _timed_step(network, images, False)

@@ -1,15 +1,15 @@
-"""BatchNorm of a batch's own statistics, with the addition and the ReLU behind it: three readings of a tensor, not seven.
+"""BatchNorm of a batch's own statistics, with addition and ReLU behind it, reading memory half as often as torch.
 
-Let x be `(B, C, H, W)`, m and v its mean and variance by channel. Forward: y = max(w (x - m) / sqrt(v + eps) + b + s, 0), where the
-shortcut s and the ReLU may be absent. Backward, with g the gradient of y where y > 0, else 0:
-dx = w / sqrt(v + eps) (g - mean(g) - n mean(g n)), n = (x - m) / sqrt(v + eps); dw = sum(g n); db = sum(g); ds = g.
+Let x be `(B, C, H, W)`, m and v its mean and variance by channel, n = (x - m) / sqrt(v + eps). Forward:
+y = max(w n + b + s, 0), where the shortcut s and the ReLU may be absent. Backward, with g the gradient of y where y > 0
+and 0 elsewhere: dx = w / sqrt(v + eps) (g - mean(g) - n mean(g n)); dw = sum(g n); db = sum(g); ds = g.
 """
 
 from __future__ import annotations
 
 import functools
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,18 @@ SHIFT_ROWS = 64
 """Pixels whose mean is subtracted before squares are summed, so that nothing cancels."""
 
 
-def can_normalize(layer: nn.Module, images: Tensor, shortcut: Tensor | None = None) -> bool:
-    """Whether `normalize` can take these: a plain BatchNorm in train mode, channels-last, on a CPU, in fp32 or bf16."""
+class CompiledBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm by the kernels below, where they take its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(B, C, H, W)` to the same shape."""
+        return normalize(self, input) if can_normalize(self, input) else super().forward(input)
+
+
+def can_normalize(layer: nn.Module, images: Tensor, shortcut: Tensor | None = None) -> TypeGuard[CompiledBatchNorm2d]:
+    """Whether `normalize` can take these: a layer in train mode, channels-last images on a CPU, in fp32 or bf16."""
     return (
-        type(layer) is nn.BatchNorm2d
+        type(layer) is CompiledBatchNorm2d
         and layer.training
         and layer.affine
         and images.device.type == "cpu"
@@ -38,8 +46,13 @@ def can_normalize(layer: nn.Module, images: Tensor, shortcut: Tensor | None = No
     )
 
 
-def normalize(layer: nn.BatchNorm2d, images: Tensor, rectify: bool = False, shortcut: Tensor | None = None) -> Tensor:
-    """`layer(images) + shortcut`, rectified if so asked; `(B, C, H, W)`. Without gradients, in the place of `images`."""
+def normalize(
+    layer: nn.BatchNorm2d, images: Tensor, rectify: bool = False, shortcut: Tensor | None = None, reuse: bool = False
+) -> Tensor:
+    """`layer(images) + shortcut`, rectified if so asked; all `(B, C, H, W)`.
+
+    `reuse`: nobody else needs `images`, whose memory then holds the outcome where no gradients are wanted.
+    """
     mean, variance = _moments(images)
     if layer.track_running_stats and layer.running_mean is not None and layer.running_var is not None:
         assert layer.num_batches_tracked is not None
@@ -49,26 +62,21 @@ def normalize(layer: nn.BatchNorm2d, images: Tensor, rectify: bool = False, shor
         layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), share)
         layer.running_var.lerp_((variance * (count / (count - 1))).to(layer.running_var.dtype), share)
     scale = torch.rsqrt(variance + layer.eps)
-    normalized: Tensor = _Normalize.apply(images, layer.weight, layer.bias, shortcut, mean, scale, rectify)
-    return normalized
+    with torch.no_grad():
+        channels = torch.stack([mean, scale * layer.weight, layer.bias.double()]).float()
+    if not torch.is_grad_enabled():
+        return _normalized(images, channels, rectify, shortcut, images if reuse else torch.empty_like(images))
+    result: Tensor = _Normalize.apply(images, layer.weight, layer.bias, shortcut, channels, scale, rectify)
+    return result
 
 
 class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, mean: Tensor, scale: Tensor,
-        rectify: bool,
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, channels: Tensor,
+        scale: Tensor, rectify: bool,
     ) -> Tensor:  # fmt: skip
-        channels = torch.stack([mean, scale * weight, bias.double()]).float()
-        needed = any(ctx.needs_input_grad)
-        out = torch.empty_like(images) if needed else images
-        kernels = _kernels(images.dtype)
-        if shortcut is None:
-            _run(kernels.normalize, images, channels, out, int(rectify))
-        else:
-            _run(kernels.normalize_and_add, images, channels, out, int(rectify), shortcut)
-        if not needed:
-            ctx.mark_dirty(images)
+        out = _normalized(images, channels, rectify, shortcut, torch.empty_like(images))
         ctx.rectify, ctx.adds = rectify, shortcut is not None
         ctx.save_for_backward(images, channels, scale, out if shortcut is not None and rectify else None)
         return out
@@ -98,6 +106,15 @@ class _Normalize(torch.autograd.Function):
             inner = torch.empty_like(images)
             _run(kernels.gradient, images, channels, gradient, through, inner, int(masks))
         return inner, (by_distance * scale).float(), summed.float(), gradient if ctx.adds else None, None, None, None
+
+
+def _normalized(images: Tensor, channels: Tensor, rectify: bool, shortcut: Tensor | None, out: Tensor) -> Tensor:
+    kernels = _kernels(images.dtype)
+    if shortcut is None:
+        _run(kernels.normalize, images, channels, out, int(rectify))
+    else:
+        _run(kernels.normalize_and_add, images, channels, out, int(rectify), shortcut)
+    return out
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,7 +231,7 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
                     out[row, c] = store(least if value < least else value)
 
     def sums(table: Any) -> None:
-        """mean, slope and bias `(3, C)`, gradient; out: sums `(chunks, 2, C)` of g and g (x - mean); whether y was rectified."""
+        """mean, slope and bias `(3, C)`, gradient; out: sums `(chunks, 2, C)` of g, g (x - mean); rectified?"""
         chunks, pixels, channels, rows = table[1], table[2], table[3], table[4]
         x = carray(values(table[5]), (pixels, channels))
         by_channel = carray(floats(table[6]), (3, channels))
@@ -275,7 +292,7 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
                     second[c] += slope * (load(x[row, c]) - mean[c])
 
     def gradient(table: Any) -> None:
-        """mean, slope and bias `(3, C)`, gradient, by x - mean and constant `(2, C)`; out: dx; whether y was rectified."""
+        """mean, slope and bias `(3, C)`, gradient, factors of x - mean and constants `(2, C)`; out: dx; rectified?"""
         chunks, pixels, channels, rows = table[1], table[2], table[3], table[4]
         x = carray(values(table[5]), (pixels, channels))
         by_channel = carray(floats(table[6]), (3, channels))

@@ -105,10 +105,10 @@ def _gnu_openmp() -> str | None:
 
 @functools.cache
 def language() -> SimpleNamespace:
-    """What kernels are written with, beside Python and `numba.carray`: `take`, and `load`, `store`, `pointer` of a type.
+    """What kernels are written with, beside Python and `numba.carray`.
 
-    `take(table)` is the number of the next chunk. `pointer[t](address)`, `load[t](stored)` and `store[t](float)` are for
-    t in "float32" and "bfloat16", whose bits are held as uint16; and `pointer` for "uint8", "uint32" and "int64".
+    `take(table)` is the number of the next chunk. `pointer[t](address)`, `load[t](stored)` and `store[t](float)` are
+    for t in "float32" and "bfloat16", whose bits are held as uint16; `pointer` for "uint8", "uint32", "int64", too.
     """
     from types import SimpleNamespace
 
@@ -161,7 +161,6 @@ def language() -> SimpleNamespace:
         take=intrinsic(take),
         load={"float32": inline(same), "bfloat16": inline(load_bfloat16)},
         store={"float32": inline(same), "bfloat16": inline(store_bfloat16)},
-        pointer={name: pointer(getattr(types, held)) for name, held in (
-            ("float32", "float32"), ("bfloat16", "uint16"), ("uint8", "uint8"), ("uint32", "uint32"), ("int64", "int64"),
-        )},
-    )  # fmt: skip
+        pointer={"bfloat16": pointer(u16)}
+        | {str(kind): pointer(kind) for kind in (f32, types.uint8, u32, types.int64)},
+    )
