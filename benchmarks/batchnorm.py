@@ -1,10 +1,11 @@
-"""BatchNorm, addition and ReLU of a whole network: torch's operations, and edgeda's compiled kernels, in turn.
+"""BatchNorm and what is behind it in a whole network: torch's operations, and edgeda's compiled kernels, in turn.
 
     python benchmarks/batchnorm.py [--network r50 --batch-size 32 --size 224 --precision bf16 --threads 0]
 
-Every BatchNorm of the network, forward and backward, with the ReLU and the addition that follow it, of random numbers
-in channels-last format; convolutions are left out. What is compared with is what trains without the kernels: in bf16,
-ReLU on the bits as integers. Prints milliseconds (medians) by shape and for the whole network. Needs the extra `fast`.
+Every BatchNorm of the network, forward and backward, with the ReLU and the addition or pooling that follow it, of random
+numbers in channels-last format; convolutions are left out. What is compared with is what trains without the kernels: in
+bf16, ReLU on the bits as integers. Prints milliseconds (medians) by shape and for the whole network. Needs the extra
+`fast`.
 """
 
 from __future__ import annotations
@@ -19,23 +20,24 @@ from typing import Any
 TURNS, SETTLING = 12, 4
 
 
-def shapes(network: str, batch: int, size: int) -> Counter[tuple[tuple[int, ...], bool, bool]]:
-    """How often each `(B, C, H, W)`, with ReLU or not, with a shortcut or not, is normalized."""
+def shapes(network: str, batch: int, size: int) -> Counter[tuple[tuple[int, ...], str]]:
+    """How often each `(B, C, H, W)` is normalized, and what is behind it."""
     import torch
 
     from edgeda.models import Architecture, build_network
 
-    found: Counter[tuple[tuple[int, ...], bool, bool]] = Counter()
+    found: Counter[tuple[tuple[int, ...], str]] = Counter()
     model = build_network(Architecture(network, 31))[0].eval()
     last = {"BasicBlock": "bn2", "Bottleneck": "bn3"}
     ends = {f"{name}.{last[type(block).__name__]}" for name, block in model.named_modules()
             if type(block).__name__ in last}  # fmt: skip
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            rectified, joined = "downsample" not in name, name in ends
+            behind = "-" if "downsample" in name else "ReLU, sum" if name in ends else "ReLU"
+            behind = "ReLU, pooling" if name == "backbone.bn1" else behind
 
-            def note(module: Any, inputs: Any, out: Any, rectified: bool = rectified, joined: bool = joined) -> None:
-                found[((batch, *out.shape[1:]), rectified, joined)] += 1
+            def note(module: Any, inputs: Any, out: Any, behind: str = behind) -> None:
+                found[((batch, *out.shape[1:]), behind)] += 1
 
             module.register_forward_hook(note)
     with torch.no_grad():
@@ -43,30 +45,33 @@ def shapes(network: str, batch: int, size: int) -> Counter[tuple[tuple[int, ...]
     return found
 
 
-def milliseconds(shape: tuple[int, ...], rectified: bool, joined: bool, precision: str) -> dict[str, float]:
+def milliseconds(shape: tuple[int, ...], behind: str, precision: str) -> dict[str, float]:
     """A forward and a backward of each kind."""
     import torch
 
     from edgeda.fast_layers import rectify
     from edgeda.kernels.batchnorm import CompiledBatchNorm2d, normalize
+    from edgeda.kernels.stem import normalize_and_pool
 
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    images, shortcut, gradient = (
-        torch.randn(shape).to(kind).contiguous(memory_format=torch.channels_last) for _ in range(3)
-    )
+    images, shortcut = (torch.randn(shape).to(kind).contiguous(memory_format=torch.channels_last) for _ in range(2))
     images.requires_grad_()
     shortcut.requires_grad_()
     plain, compiled = torch.nn.BatchNorm2d(shape[1]), CompiledBatchNorm2d(shape[1])
+    pool = torch.nn.MaxPool2d(3, 2, 1)
 
     def torchs() -> torch.Tensor:
         out = plain(images)
-        out = out.add_(shortcut) if joined else out
-        return rectify(out, inplace=True) if rectified else out
+        out = out.add_(shortcut) if "sum" in behind else pool(out) if "pooling" in behind else out
+        return rectify(out, inplace=True) if "ReLU" in behind else out
 
     def ours() -> torch.Tensor:
-        return normalize(compiled, images, rectified, shortcut if joined else None)
+        if "pooling" in behind:
+            return normalize_and_pool(compiled, images)
+        return normalize(compiled, images, "ReLU" in behind, shortcut if "sum" in behind else None)
 
-    inputs = [images, *([shortcut] if joined else [])]
+    inputs = [images, *([shortcut] if "sum" in behind else [])]
+    gradient = torch.randn(torchs().shape).to(kind).contiguous(memory_format=torch.channels_last)
     ways: dict[str, tuple[Callable[[], torch.Tensor], torch.nn.Module]]
     ways = {"torch": (torchs, plain), "kernels": (ours, compiled)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -97,10 +102,9 @@ def main() -> None:
     totals = {"torch": 0.0, "kernels": 0.0}
     print(f"{options.network}, {options.batch_size} images of {options.size} px, {options.precision}, "
           f"{torch.get_num_threads()} threads\n")  # fmt: skip
-    print("| values | ReLU, sum | layers | torch, ms | kernels, ms | times |\n|---|---|---:|---:|---:|---:|")
-    for (shape, rectified, joined), count in shapes(options.network, options.batch_size, options.size).items():
-        found = milliseconds(shape, rectified, joined, options.precision)
-        behind = ", ".join(word for word, there in (("ReLU", rectified), ("sum", joined)) if there) or "-"
+    print("| values | behind it | layers | torch, ms | kernels, ms | times |\n|---|---|---:|---:|---:|---:|")
+    for (shape, behind), count in shapes(options.network, options.batch_size, options.size).items():
+        found = milliseconds(shape, behind, options.precision)
         ratio = found["torch"] / found["kernels"]
         size = " x ".join(map(str, shape))
         print(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pruning import pruned_resnet50
+from table_v import pruned_resnet50
 
 from edgeda.console import set_up_logging
 from edgeda.export import qdq

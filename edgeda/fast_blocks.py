@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from edgeda.fast_layers import rectify, use_fast_layers
 from edgeda.kernels.batchnorm import CompiledBatchNorm2d, can_normalize, normalize
+from edgeda.kernels.stem import can_pool, normalize_and_pool
 
 WORTH_COMPILING = 2**20
 """Pixels of a step's images from which on compiled kernels are used: below, a step takes less than compiling."""
@@ -49,6 +50,21 @@ class CompiledBottleneck(Bottleneck):  # type: ignore[misc] # timm has no types
         return _joined(self, self.bn3, self.act3, self.conv3(inner), x)
 
 
+class CompiledResNet(ResNet):  # type: ignore[misc] # timm has no types
+    """A ResNet whose stem is normalized, rectified and pooled by one kernel."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """`(B, 3, H, W)` to `(B, C, H / 32, W / 32)`."""
+        x = self.conv1(x)
+        if can_pool(self.bn1, self.maxpool, x):
+            x = normalize_and_pool(self.bn1, x)
+        else:
+            x = self.maxpool(self.act1(self.bn1(x)))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        return x
+
+
 def use_fast_network(network: nn.Module, half: bool, pixels: int) -> None:
     """Exchange what `network` is made of, in place, for training in bf16 (`half`) or fp32; parameters and names stay.
 
@@ -57,9 +73,11 @@ def use_fast_network(network: nn.Module, half: bool, pixels: int) -> None:
     if half:
         use_fast_layers(network)
     for module in network.modules():
-        if isinstance(module, ResNet) and isinstance(module.act1, nn.ReLU) and type(module.maxpool) is nn.MaxPool2d:
+        if type(module) is ResNet and isinstance(module.act1, nn.ReLU) and type(module.maxpool) is nn.MaxPool2d:
             module.maxpool.__class__ = RectifyingPool
             module.act1.__class__ = LaterReLU
+            if pixels >= WORTH_COMPILING and not module.grad_checkpointing:
+                module.__class__ = CompiledResNet
     if pixels < WORTH_COMPILING:
         return
     for module in network.modules():

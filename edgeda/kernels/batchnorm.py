@@ -53,6 +53,15 @@ def normalize(
 
     `reuse`: nobody else needs `images`, whose memory then holds the outcome where no gradients are wanted.
     """
+    channels, scale = statistics(layer, images)
+    if not torch.is_grad_enabled():
+        return _normalized(images, channels, rectify, shortcut, images if reuse else torch.empty_like(images))
+    result: Tensor = _Normalize.apply(images, layer.weight, layer.bias, shortcut, channels, scale, rectify)
+    return result
+
+
+def statistics(layer: nn.BatchNorm2d, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean, slope w / sqrt(v + eps) and bias `(3, C)`; 1 / sqrt(v + eps), float64 `(C,)`. The running ones follow."""
     mean, variance = _moments(images)
     if layer.track_running_stats and layer.running_mean is not None and layer.running_var is not None:
         assert layer.num_batches_tracked is not None
@@ -63,11 +72,21 @@ def normalize(
         layer.running_var.lerp_((variance * (count / (count - 1))).to(layer.running_var.dtype), share)
     scale = torch.rsqrt(variance + layer.eps)
     with torch.no_grad():
-        channels = torch.stack([mean, scale * layer.weight, layer.bias.double()]).float()
-    if not torch.is_grad_enabled():
-        return _normalized(images, channels, rectify, shortcut, images if reuse else torch.empty_like(images))
-    result: Tensor = _Normalize.apply(images, layer.weight, layer.bias, shortcut, channels, scale, rectify)
-    return result
+        return torch.stack([mean, scale * layer.weight, layer.bias.double()]).float(), scale
+
+
+def through_statistics(images: Tensor, channels: Tensor, scale: Tensor, summed: Tensor, by_distance: Tensor) -> Tensor:
+    """What a gradient of sums `summed` of g and `by_distance` of g (x - mean) sends through mean and variance.
+
+    Factors of x - mean, and constants: `(2, C)`.
+    """
+    slope, count = channels[1].double(), images.numel() // images.shape[1]
+    return torch.stack([-slope * scale.square() * by_distance / count, -slope * summed / count]).float()
+
+
+def in_order(gradient: Tensor, kind: torch.dtype) -> Tensor:
+    """`gradient` in channels-last format and of a type, as kernels read it."""
+    return gradient.to(kind).contiguous(memory_format=torch.channels_last)
 
 
 class _Normalize(torch.autograd.Function):
@@ -85,9 +104,7 @@ class _Normalize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         images, channels, scale, out = ctx.saved_tensors
-        gradient = gradients[0]
-        if not _alike(gradient, images):
-            gradient = gradient.to(images.dtype).contiguous(memory_format=torch.channels_last)
+        gradient = in_order(gradients[0], images.dtype)
         kernels = _kernels(images.dtype)
         sums = torch.empty(_chunks(images), 2, images.shape[1])
         masks = ctx.rectify
@@ -100,9 +117,7 @@ class _Normalize(torch.autograd.Function):
         summed, by_distance = sums.double().sum(0)
         inner = None
         if ctx.needs_input_grad[0]:
-            count = images.numel() // images.shape[1]
-            slope = channels[1].double()
-            through = torch.stack([-slope * scale.square() * by_distance / count, -slope * summed / count]).float()
+            through = through_statistics(images, channels, scale, summed, by_distance)
             inner = torch.empty_like(images)
             _run(kernels.gradient, images, channels, gradient, through, inner, int(masks))
         return inner, (by_distance * scale).float(), summed.float(), gradient if ctx.adds else None, None, None, None

@@ -13,6 +13,7 @@ from edgeda.fast_blocks import (
     WORTH_COMPILING,
     CompiledBasicBlock,
     CompiledBottleneck,
+    CompiledResNet,
     LaterReLU,
     RectifyingPool,
     use_fast_network,
@@ -73,6 +74,7 @@ def test_a_stem_pools_before_it_rectifies_with_the_same_numbers_and_gradients():
 def test_a_step_of_compiled_blocks_is_as_near_to_double_precision_as_timms(backbone: str, block: type[nn.Module]):
     plain, fast = pair(backbone, half=False, pixels=WORTH_COMPILING)
     assert any(type(module) is block for module in fast.modules())
+    assert type(fast.backbone) is CompiledResNet
     exact = trained(copy.deepcopy(plain).double(), half=False)
     theirs, ours = distance(trained(plain, half=False), exact), distance(trained(fast, half=False), exact)
     for name in exact:

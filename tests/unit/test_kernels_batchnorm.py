@@ -76,7 +76,7 @@ def test_bf16_is_rounded_once(adds: bool):
         assert ours[name].dtype == torch.bfloat16
         torch.testing.assert_close(ours[name].double(), theirs[name], rtol=2**-8 * 1.01, atol=1e-5)
     for name in ("dweight", "dbias", "running_mean", "running_var"):
-        torch.testing.assert_close(ours[name].double(), theirs[name].double(), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(ours[name].double(), theirs[name].double(), rtol=1e-5, atol=2e-3)
 
 
 def test_the_number_of_threads_changes_no_bit():
