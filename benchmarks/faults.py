@@ -1,6 +1,7 @@
 """Faults on purpose: kills, full disks, read-only folders, signals, clocks and torn files, and what is left after them.
 
-    python benchmarks/faults.py [--kills 100] [--only adapt-kill,torn,...] [--seed 0] [--out FILE]
+    python benchmarks/faults.py [--kills 100] [--only adapt-kill,torn,...] [--part K/N] [--seed 0]
+        [--out FILE]
 
 Prints a Markdown row for each fault: times tried, and what came of it. A try that ends otherwise than it should is
 listed below the table, and the exit code is then 1. Real full disks and read-only folders need root (tmpfs mounts).
@@ -35,8 +36,8 @@ NO_TRACE = "Traceback"
 class Trials:
     """What the faults are tried on: images, a finished run with its export and predictions, and the tallies."""
 
-    def __init__(self, work: Path, seed: int, kills: int) -> None:
-        self.work, self.random, self.kills = work, random.Random(seed), kills
+    def __init__(self, work: Path, seed: int, kills: int, part: tuple[int, int] = (1, 1)) -> None:
+        self.work, self.random, self.kills, self.part = work, random.Random(seed), kills, part
         self.images = write_images(work / "images")
         environment = {"EDGEDA_CACHE": str(work / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         self.environment = {**os.environ, **environment}
@@ -55,6 +56,10 @@ class Trials:
         self.saved = work / "saved"
         ended = self.must("predict", self.predict(self.saved), below=self.saved)
         self.times["predict"], self.predict_events = ended.seconds, ended.events
+
+    def changes(self, count: int) -> range:
+        """Which of `count` changes this part of a sweep tries: the K-th of every N."""
+        return range(self.part[0], count + 1, self.part[1])
 
     def adapt(self, out: Path, *more: object) -> list[object]:
         """A command that trains."""
@@ -139,14 +144,14 @@ def adapt_kill(t: Trials) -> None:
 def adapt_each(t: Trials) -> None:
     """Kill -9 at every change of a file."""
     same = 0
-    for at in range(1, t.short_events + 1):
+    for at in t.changes(t.short_events):
         with t.fresh() as out:
             ended = t.driver.run(*t.adapt(out, *SHORT), below=out, at=at)
             t.expect(ended.code == -signal.SIGKILL, f"adapt killed at change {at}", ended)
             ended = t.again(out, *SHORT)
             t.expect(ended.code == 0, f"adapt resumed after change {at}", ended)
             same += t.finished_as(out, t.short, f"adapt killed at change {at}")
-    t.row("`adapt` killed at every single change of a file below RUN, resumed", t.short_events,
+    t.row("`adapt` killed at every single change of a file below RUN, resumed", len(t.changes(t.short_events)),
           f"{same} end bit for bit as the undisturbed run, with nothing left over")  # fmt: skip
 
 
@@ -220,7 +225,7 @@ def one_line(t: Trials, ended: Ended, what: str, *words: str) -> None:
 def disk_full(t: Trials) -> None:
     """ENOSPC from the n-th write on, for every n."""
     tried = same = cached = 0
-    for at in range(1, t.short_events + 1):
+    for at in t.changes(t.short_events):
         with t.fresh() as out:
             ended = t.driver.run(*t.adapt(out, *SHORT), below=out, at=at, strike="ENOSPC")
             tried += 1
@@ -238,7 +243,7 @@ def disk_full(t: Trials) -> None:
         f"one line naming the file, exit code 2; {same} resumed to the undisturbed outcome; no temporary file left",
     )
     tried = 0
-    for at in range(1, t.export_events + 1):
+    for at in t.changes(t.export_events):
         with t.fresh() as out:
             copy_run(t, out, exported=bool(at % 2))
             ended = t.driver.run(*t.export(out), below=out / "exports", at=at, strike="ENOSPC")
@@ -254,7 +259,7 @@ def disk_full(t: Trials) -> None:
     )
     tried = 0
     wanted = predictions(t.saved)
-    for at in range(1, t.predict_events + 1, 2):
+    for at in t.changes(t.predict_events):
         with t.fresh("saved") as out:
             ended = t.driver.run(*t.predict(out), below=out, at=at, strike="ENOSPC")
             tried += 1
@@ -441,17 +446,25 @@ FAULTS: dict[str, Callable[[Trials], None]] = {
 }  # fmt: skip
 
 
+def _part(text: str) -> tuple[int, int]:
+    part, parts = map(int, text.split("/"))
+    if not 1 <= part <= parts:
+        raise ValueError(text)
+    return part, parts
+
+
 def main() -> None:
     """Try the faults one after another."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--only", default=",".join(FAULTS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--part", type=_part, default=(1, 1), metavar="K/N", help="the K-th of N parts of a sweep")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as work:
-        trials = Trials(Path(work), options.seed, options.kills)
+        trials = Trials(Path(work), options.seed, options.kills, options.part)
         print("| fault | times tried | outcome |\n|---|---:|---|", flush=True)
         try:
             for name in options.only.split(","):
