@@ -2,18 +2,22 @@
 
 The child runs the command line as a user's process would, with one fault in it. Faults strike after a time, or at the
 n-th thing that is done to a file below a folder: opened for writing, renamed, removed, made, synced, or saved by
-safetensors, as Python's audit events tell.
+safetensors, as Python's audit events tell; or at the n-th call of a function, which raises from then on. A child waits
+for its threads as the interpreter does at its end.
 """
 
 from __future__ import annotations
 
 import errno
+import importlib
+import itertools
 import json
 import mmap
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +39,11 @@ TINY = [
 CHANGES = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink")
 ADDS = ("open", "os.rename", "os.mkdir", "fsync", "save_file")
 """What needs room on the disk."""
+ERRORS: dict[str, Callable[[], BaseException]] = {
+    "OSError": lambda: OSError(errno.EIO, os.strerror(errno.EIO)), "MemoryError": MemoryError,
+    "SystemExit": lambda: SystemExit(7), "RuntimeError": lambda: RuntimeError("broken"),
+    "NoThread": lambda: RuntimeError("can't start new thread"),
+}  # fmt: skip
 _EVENTS, _STEPS = 0, 8
 
 
@@ -67,12 +76,14 @@ class Driver:
 
     def run(
         self, *arguments: object, below: Path | None = None, at: int | None = None, strike: str = "kill",
-        after: float | None = None, clock: bool = False, timeout: float = 120.0,
+        after: float | None = None, clock: bool = False, breaks: tuple[str, int, str] | None = None,
+        timeout: float = 120.0,
     ) -> Ended:  # fmt: skip
         """Run `edgeda ARGUMENTS`.
 
         The fault strikes at the `at`-th change below a folder, or `after` seconds: `kill`, `term`, `int`, or an error's
-        name such as `ENOSPC`, which then stays (to what adds to the disk). `clock` makes the time of day jump.
+        name such as `ENOSPC`, which then stays (to what adds to the disk). `clock` makes the time of day jump. `breaks`:
+        a function, `module:name`, and the number of the call from which on it raises one of `ERRORS`.
         """
         if self._process is None:
             command = [sys.executable, "-m", "tests.faults.driver"]
@@ -84,7 +95,7 @@ class Driver:
         job = {
             "arguments": [str(argument) for argument in arguments], "work": str(self.work),
             "below": str(below or "/nowhere"), "at": at, "strike": strike, "after": after,
-            "clock": clock, "timeout": timeout,
+            "clock": clock, "breaks": breaks, "timeout": timeout,
         }  # fmt: skip
         print(json.dumps(job), file=self._process.stdin, flush=True)
         answer = json.loads(self._process.stdout.readline())
@@ -199,6 +210,8 @@ def _child(job: dict[str, Any], shared: mmap.mmap) -> None:
         sys.argv = ["edgeda", *job["arguments"]]
         if job["clock"]:
             _jumping_clock()
+        if job["breaks"]:
+            _break(*job["breaks"])
         _watch(job, lambda: _count(shared, _EVENTS))
         _count_steps(lambda: _count(shared, _STEPS))
         from edgeda.__main__ import main
@@ -211,6 +224,7 @@ def _child(job: dict[str, Any], shared: mmap.mmap) -> None:
 
         traceback.print_exc()
     finally:
+        threading._shutdown()  # type: ignore[attr-defined]
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -253,6 +267,22 @@ def _watch(job: dict[str, Any], count: Callable[[], int]) -> None:
 
     os.fsync, checkpoint.save_file = watched_fsync, watched_save_file  # type: ignore[assignment,attr-defined]
     sys.addaudithook(hook)
+
+
+def _break(function: str, at: int, error: str) -> None:
+    module, _, names = function.partition(":")
+    *owners, name = names.split(".")
+    owner = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    works, calls = getattr(owner, name), itertools.count(1)
+
+    def breaking(*arguments: Any, **options: Any) -> Any:
+        if next(calls) >= at:
+            raise ERRORS[error]()
+        return works(*arguments, **options)
+
+    setattr(owner, name, breaking)
 
 
 def _count_steps(count: Callable[[], int]) -> None:
