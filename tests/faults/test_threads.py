@@ -71,7 +71,10 @@ def test_an_error_in_a_thread_that_augments(two_threads: None, error: str):
 
 
 def test_threads_that_the_system_does_not_give_are_not_awaited(site: Site, tmp_path: Path):
-    """The first of two threads that augment waits for the second, which a limit of processes forbids: the only ones there, as the images are decoded."""
+    """The first of two threads that augment waits for the second, which a limit of processes forbids.
+
+    They are the only ones: the images are decoded.
+    """
     command = [*site.adapt(tmp_path / "run"), "--set", "train.threads=2"]
     ended = site.driver.run(*command, breaks=("threading:Thread.start", 2, "NoThread"), timeout=60.0)
     assert (ended.code, ended.line.startswith("error: the system gives no more threads")) == (3, True), ended.err
