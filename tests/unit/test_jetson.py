@@ -183,8 +183,9 @@ def test_what_ends_the_thread_is_raised(orin: Path, monkeypatch: pytest.MonkeyPa
     def gone(rail: Rail) -> float:
         raise SystemExit(7)
 
+    meter = PowerMeter(orin)  # which looks once whether the sensors answer
     monkeypatch.setattr(Rail, "watts", gone)
-    with PowerMeter(orin) as meter:
+    with meter:
         pass
     with pytest.raises(SystemExit, match="7"):
         meter.summary(1, 1.0)
