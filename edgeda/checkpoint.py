@@ -69,7 +69,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    with path.open("wb", buffering=2**20) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             file.write(_bytes_of(tensors[name]))
