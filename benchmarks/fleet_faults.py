@@ -1,8 +1,9 @@
 """What befalls a fleet, one case after the other, each compared with an undisturbed run; exits with 1 if one differs.
 
-    python benchmarks/fleet_faults.py [CASE...]
+    python benchmarks/fleet_faults.py [CASE...] [--kills 30] [--seed 0]
 
-Killed with -9 in mid-fleet: a worker, the raylet of a second node, the driver. Ctrl-C to the whole process group. Then
+Killed with -9 in mid-fleet: a worker, the raylet of a second node, the driver. Drivers and workers killed at random
+moments, so many in all, two to four in each fleet. Ctrl-C to the whole process group. Then
 what must end in one line: a target that one node does not see, a disk that is full on one node, a driver of another
 edgeda or Python, a GPU that nobody has. Nodes are Ray's own on this machine (`ray.cluster_utils`); those that see less
 than the driver have mounts and a host name of their own (`unshare`, as root). All data lie on a path that both see.
@@ -10,16 +11,19 @@ than the driver have mounts and a host name of their own (`unshare`, as root). A
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +43,12 @@ PLAIN = "from edgeda.cli import main; main()"
 class Site:
     """A fleet's file and folders below a root."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, kills: int, seed: int) -> None:
         from fleet import write_images
 
-        self.root = root
+        self.root, self.kills, self.random = root, kills, random.Random(seed)
+        self.seconds = 0.0
+        """What the undisturbed fleet took."""
         ENVIRONMENT["EDGEDA_CACHE"] = str(root / "cache")
         write_images(root, CAMERAS)
         self.file = self.write("FLEET.yaml", {})
@@ -93,6 +99,21 @@ class Site:
                     return int(state["pid"])
             time.sleep(0.02)
         raise SystemExit(f"no camera was adapting: {ended(process)}")
+
+    def processes(self, beginning: str = "") -> list[Any]:
+        """Ray's processes of this site's fleets, by how their command begins."""
+        import psutil
+
+        found = []
+        for process in psutil.process_iter():
+            try:
+                command = " ".join(process.cmdline())
+                ours = process.environ().get("EDGEDA_CACHE") == ENVIRONMENT["EDGEDA_CACHE"]
+            except psutil.Error:
+                continue
+            if ours and ("/ray/" in command or "ray::" in command) and command.startswith(beginning):
+                found.append(process)
+        return found
 
     def written(self, out: str) -> dict[str, int]:
         """When the weights of finished cameras were written."""
@@ -177,6 +198,53 @@ def killed_driver(site: Site) -> str:
     return finishes_equally(site, "driver", None, "--workers", "2")
 
 
+def killed_at_random(site: Site) -> str:
+    """Drivers and workers are killed with -9 at random moments; the fleet or the same command goes on."""
+    killed: Counter[str] = Counter()
+    fleets = left = 0
+    file = site.write("patient.yaml", {"retries": 9})
+    while killed.total() < site.kills:
+        out, process = f"random-{fleets}", None
+        fleets += 1
+        for _ in range(site.random.randint(2, 4)):
+            process = process or site.start(out, "--workers", "2", file=file)
+            try:
+                process.wait(site.random.uniform(0.0, 0.6 * site.seconds))
+                break
+            except subprocess.TimeoutExpired:
+                workers = site.processes("ray::")
+            if workers and site.random.random() < 0.5:
+                site.random.choice(workers).kill()
+                killed["workers"] += 1
+                continue
+            process.kill()
+            process.communicate()
+            killed["drivers"] += 1
+            process = None
+            left += bool(still_there(site))
+        wrong = finishes_equally(site, out, process or site.start(out, "--workers", "2", file=file))
+        if parts := [
+            path.name for path in (site.root / out).rglob("*") if ".part" in path.name or "/.tmp" in str(path)
+        ]:
+            wrong = f"{wrong} left over: {parts}".strip()
+        if wrong or left:
+            return wrong or "processes of Ray outlived their driver"
+        shutil.rmtree(site.root / out)
+    print(f"    {killed['drivers']} drivers and {killed['workers']} workers killed in {fleets} fleets")
+    return ""
+
+
+def still_there(site: Site, wait_s: float = 30.0) -> list[Any]:
+    """Ray's processes that have not ended with their driver after a while; they are ended."""
+    until = time.monotonic() + wait_s
+    while (found := site.processes()) and time.monotonic() < until:
+        time.sleep(0.2)
+    for process in found:
+        with suppress(Exception):
+            process.kill()
+    return found
+
+
 def killed_node(site: Site) -> str:
     """The raylet of a second node is killed with -9; the fleet goes on by itself on the first."""
     import psutil
@@ -256,25 +324,36 @@ def no_gpu(site: Site) -> str:
 
 
 CASES = (
-    killed_worker, killed_driver, killed_node, ctrl_c, unseen_target, full_disk, other_edgeda, other_python, no_gpu,
+    killed_worker, killed_driver, killed_at_random, killed_node, ctrl_c, unseen_target, full_disk, other_edgeda,
+    other_python, no_gpu,
 )  # fmt: skip
 
 
 def main() -> None:
     """Every case, or those named."""
     sys.path.insert(0, str(Path(__file__).parent))
-    asked = sys.argv[1:]
+    names = [case.__name__ for case in CASES]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(names))
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if unknown := set(options.cases) - set(names):
+        parser.error(f"no such case: {', '.join(sorted(unknown))}")
     wrong = 0
     with tempfile.TemporaryDirectory() as name:
-        site = Site(Path(name))
+        site = Site(Path(name), options.kills, options.seed)
         began = time.monotonic()
         code, err = site.run("undisturbed", "--workers", "2")
-        print(f"undisturbed: exit code {code}, {time.monotonic() - began:.0f} s {err if code else ''}", flush=True)
+        site.seconds = time.monotonic() - began
+        print(f"undisturbed: exit code {code}, {site.seconds:.0f} s {err if code else ''}", flush=True)
         for case in CASES:
-            if not asked or case.__name__ in asked:
+            if not options.cases or case.__name__ in options.cases:
                 print(f"{case.__name__}: {case.__doc__}", flush=True)
                 began = time.monotonic()
                 found = case(site)
+                if left := still_there(site):
+                    found = f"{found} {len(left)} processes of Ray are left".strip()
                 wrong += bool(found)
                 print(f"    {found or 'as it should be'} ({time.monotonic() - began:.0f} s)", flush=True)
     sys.exit(1 if wrong else 0)

@@ -46,6 +46,7 @@ from edgeda.summary import finish
 from edgeda.tracking import Trackers
 from edgeda.train import Fit, Record
 from edgeda.watching import Deaf, Watcher
+from edgeda.whole_file import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def _run(
         with group.together():
             if group.leads:
                 _describe(data, recipe, origins)
-                run.path.mkdir(parents=True, exist_ok=True)
+                make_folder(run.path)
                 lock.enter_context(locked(run.path))
                 if not resume:
                     clear(run.path, overwrite)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,23 +16,26 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from edgeda.errors import InputError, one_line
-from edgeda.whole_file import sync, whole_file
+from edgeda.whole_file import make_folder, sync, whole_file
 
 log = logging.getLogger(__name__)
 
 FILE, PREVIOUS = "state.safetensors", "previous.safetensors"
 _TENSOR = "__tensor__"
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write a tree of dicts, lists, JSON values and tensors; at any moment the last whole checkpoint can be loaded."""
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_strip(state, "", tensors))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path, previous = folder / FILE, folder / PREVIOUS
     if path.is_file():
         previous.unlink(missing_ok=True)  # first: never more than two on the disk
@@ -53,22 +55,28 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
         _write(temporary, tensors, metadata)
 
 
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    try:
-        save_file(tensors, path, metadata=metadata)
-        path.chmod(0o666 & ~_umask())
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number:
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-        raise
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """The file as safetensors lays it out, wide types first, under this very name.
+
+    safetensors' own writer has a random one until it is done, which a killed process leaves behind.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in order:
+        tensor, start = tensors[name], end
+        end += tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb", buffering=2**20) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(_bytes_of(tensors[name]))
 
 
-def _umask() -> int:
-    """The process's file mode mask; safetensors writes files for the owner alone."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -122,7 +130,7 @@ def _checksum(tree: str, tensors: Mapping[str, Tensor]) -> str:
     found = zlib.crc32(tree.encode("utf-8", "surrogatepass"))
     for name in sorted(tensors):
         found = zlib.crc32(name.encode("utf-8", "surrogatepass"), found)
-        found = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, found)
+        found = zlib.crc32(_bytes_of(tensors[name]), found)
     return f"{found:08x}"
 
 

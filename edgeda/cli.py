@@ -44,6 +44,8 @@ MOST_OF_A_LINE = 4000
 """Characters of an error: a name that somebody made a megabyte long does not fill the terminal."""
 INTERRUPTED = 130
 """What typer makes of Ctrl-C outside training."""
+NO_THREAD = "can't start new thread"
+"""What Python's RuntimeError says then."""
 
 
 def _version(wanted: bool) -> None:
@@ -142,6 +144,8 @@ def _one_line(debug: bool) -> Iterator[None]:
     except MemoryError:
         _fail("not enough memory for what was asked; ask for less", 2, debug)
     except Exception as error:  # noqa: BLE001 - the last resort: a bug, said in one line
+        if str(error) == NO_THREAD:
+            _fail("the system gives no more threads (ulimit -u, or a container's limit); ask for fewer", 3, debug)
         usage = getattr(error, "format_message", None)  # click's errors, which typer ships its own copy of
         if usage is None:
             _fail(f"internal error: {type(error).__name__}: {error} (a bug; --debug shows the traceback)", 1, debug)

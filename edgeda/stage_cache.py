@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from edgeda.checkpoint import FILE, load_checkpoint, save_checkpoint
 from edgeda.errors import InputError, from_os_error
 from edgeda.methods.base import Stage
 from edgeda.recipe import Recipe
+from edgeda.whole_file import PART, HeldFolder, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -111,11 +114,16 @@ class StageCache:
             self._save(folder, outcome)
 
     def _save(self, folder: Path, outcome: dict[str, Any]) -> None:
-        own = folder.with_name(f"{folder.name}.{os.getpid()}.part")  # another process may save the same stage
+        own = folder.with_name(f"{folder.name}.{os.getpid()}{PART}")  # another process may save the same stage
         try:
-            save_checkpoint(own, outcome)
-            folder.mkdir(parents=True, exist_ok=True)
-            os.replace(own / FILE, folder / FILE)
+            for left in folder.parent.glob(f"{glob.escape(folder.name)}.*{PART}"):  # by a process that was killed
+                with suppress(InputError), HeldFolder(left, "saving"):
+                    shutil.rmtree(left)
+            make_folder(own)
+            with HeldFolder(own, "saving"):
+                save_checkpoint(own, outcome)
+                folder.mkdir(parents=True, exist_ok=True)
+                os.replace(own / FILE, folder / FILE)
         except OSError as error:  # the run itself goes on
             log.warning("%s", from_os_error(error, "leaving a stage to other runs"))
         finally:

@@ -47,6 +47,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, and wait until their names are on the disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        with suppress(PermissionError):  # one that may be written to and not read
+            sync(folder.parent)
+
+
 class HeldFolder:
     """A folder that this object alone writes to, until `release` or the end of the process.
 

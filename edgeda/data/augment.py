@@ -134,7 +134,11 @@ def _workers(threads: int) -> ThreadPoolExecutor:
     """Threads that compute alone: with a team each, as torch gives every thread, they would fight for the cores."""
     pool = ThreadPoolExecutor(threads, "images", torch.set_num_threads, (1,))
     begun = Barrier(threads)
-    list(pool.map(lambda _: begun.wait(), range(threads)))
+    try:
+        list(pool.map(lambda _: begun.wait(), range(threads)))
+    except BaseException:
+        begun.abort()  # else those that are there wait for one that the system did not give, for ever
+        raise
     torch.set_num_threads(threads)  # what was last set anywhere is where threads of others begin
     return pool
 

@@ -29,7 +29,7 @@ from edgeda.runtime.backends import read_manifest
 from edgeda.runtime.manifest import Manifest
 from edgeda.runtime.preprocessing import Pixels, network_input
 from edgeda.torch_backend import TorchBackend
-from edgeda.whole_file import HeldFolder, sync
+from edgeda.whole_file import HeldFolder, make_folder, sync
 
 __all__ = ["PARITY_LIMIT", "Calibration", "Options", "Request", "Teaching", "export_run"]
 
@@ -100,7 +100,7 @@ def export_run(
     reference = Reference(images, card.preprocessing, torch_logits, labels)
     builder = Builder(network, manifest, reference, calibration, teaching, options)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise from_os_error(error, "making the export folder") from error
     try:
@@ -152,7 +152,7 @@ def _place(
         accuracy=_accuracy(built.parity, reference, images_from),
         checks=[one.row for one in made.values()],
     )
-    place.mkdir(parents=True, exist_ok=True)
+    make_folder(place)
     model = built.files[0]
     if len(built.files) > 1:  # never the one file of a new model with the other of an old one
         (place / model.name).unlink(missing_ok=True)

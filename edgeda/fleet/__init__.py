@@ -14,6 +14,7 @@ from edgeda.errors import InputError, Interrupted, from_os_error
 from edgeda.fleet.recipe import FleetRecipe
 from edgeda.fleet.report import result_of, write_report
 from edgeda.fleet.state import FLEET, Storage, camera_key, default_place
+from edgeda.whole_file import PART
 
 if TYPE_CHECKING:
     from edgeda.fleet.plan import Plan
@@ -132,7 +133,7 @@ def _tidy(out: Path, stages: Sequence[str]) -> None:
     shared = out / ".shared"
     kept = tuple(f"{name.replace(' ', '-')}-" for name in stages)
     for folder in list(shared.iterdir()) if shared.is_dir() else []:
-        if not folder.name.startswith(kept or ("?",)):
+        if not folder.name.startswith(kept or ("?",)) or folder.name.endswith(PART):
             shutil.rmtree(folder, ignore_errors=True)
 
 

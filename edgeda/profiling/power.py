@@ -104,7 +104,8 @@ def parse_tegrastats(line: str) -> dict[str, float]:
 class PowerMeter:
     """Reads power in a thread of its own for as long as it is open: `with PowerMeter(root) as meter: ...`.
 
-    Raises MachineError where there are neither INA3221 sensors nor tegrastats.
+    Raises MachineError where there are neither INA3221 sensors nor tegrastats. What ended the thread before its time
+    is raised where power is asked for.
     """
 
     def __init__(self, root: Path, interval_s: float = INTERVAL_S) -> None:
@@ -114,6 +115,7 @@ class PowerMeter:
         self._ended = threading.Event()
         self._interval_s = interval_s
         self._process: subprocess.Popen[str] | None = None
+        self._failure: BaseException | None = None
         self._follow: Callable[[], None]
         if rails:
             self.source, self._follow = "INA3221", lambda: self._read_rails(rails)
@@ -124,7 +126,7 @@ class PowerMeter:
                 "no power sensor here: neither INA3221 files under /sys/class/hwmon (a Jetson has them) nor "
                 "tegrastats; leave --power out"
             )
-        self._thread = threading.Thread(target=self._follow, name="power", daemon=True)
+        self._thread = threading.Thread(target=self._followed, name="power", daemon=True)
 
     def __enter__(self) -> PowerMeter:
         self._thread.start()
@@ -144,7 +146,15 @@ class PowerMeter:
 
     def summary(self, images: int, wall_s: float) -> dict[str, Any]:
         """`summarize_power` of what was read since the last restart."""
+        if self._failure is not None:
+            raise self._failure
         return summarize_power(list(self._samples), images, wall_s, self.source)
+
+    def _followed(self) -> None:
+        try:
+            self._follow()
+        except BaseException as error:  # noqa: BLE001 - raised where power is asked for
+            self._failure = error
 
     def _read_rails(self, rails: Sequence[Rail]) -> None:
         while True:

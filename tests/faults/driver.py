@@ -1,24 +1,30 @@
 """A process that has everything imported and forks a child for each command: faults by the hundred, in little time.
 
 The child runs the command line as a user's process would, with one fault in it. Faults strike after a time, or at the
-n-th thing that is done to a file below a folder: opened for writing, renamed, removed, made, synced, or saved by
-safetensors, as Python's audit events tell.
+n-th thing that is done to a file below a folder: opened for writing, renamed, removed, made or synced, as Python's
+audit events tell; or at the n-th call of a function, which raises from then on. A child waits for its threads as the
+interpreter does at its end.
 """
 
 from __future__ import annotations
 
 import errno
+import importlib
+import itertools
 import json
 import mmap
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from edgeda.run_folder import LOCK
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = "test_resnet"
@@ -33,8 +39,13 @@ TINY = [
     for word in ("--set", setting)
 ] + ["--precision", "fp32", "--batch-size", "10", "--epochs", "2"]  # fmt: skip
 CHANGES = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink")
-ADDS = ("open", "os.rename", "os.mkdir", "fsync", "save_file")
+ADDS = ("open", "os.rename", "os.mkdir", "fsync")
 """What needs room on the disk."""
+ERRORS: dict[str, Callable[[], BaseException]] = {
+    "OSError": lambda: OSError(errno.EIO, os.strerror(errno.EIO)), "MemoryError": MemoryError,
+    "SystemExit": lambda: SystemExit(7), "RuntimeError": lambda: RuntimeError("broken"),
+    "NoThread": lambda: RuntimeError("can't start new thread"),
+}  # fmt: skip
 _EVENTS, _STEPS = 0, 8
 
 
@@ -67,12 +78,14 @@ class Driver:
 
     def run(
         self, *arguments: object, below: Path | None = None, at: int | None = None, strike: str = "kill",
-        after: float | None = None, clock: bool = False, timeout: float = 120.0,
+        after: float | None = None, clock: bool = False, breaks: tuple[str, int, str] | None = None,
+        timeout: float = 120.0,
     ) -> Ended:  # fmt: skip
         """Run `edgeda ARGUMENTS`.
 
         The fault strikes at the `at`-th change below a folder, or `after` seconds: `kill`, `term`, `int`, or an error's
         name such as `ENOSPC`, which then stays (to what adds to the disk). `clock` makes the time of day jump.
+        `breaks`: a function, `module:name`, and the number of the call from which on it raises one of `ERRORS`.
         """
         if self._process is None:
             command = [sys.executable, "-m", "tests.faults.driver"]
@@ -84,7 +97,7 @@ class Driver:
         job = {
             "arguments": [str(argument) for argument in arguments], "work": str(self.work),
             "below": str(below or "/nowhere"), "at": at, "strike": strike, "after": after,
-            "clock": clock, "timeout": timeout,
+            "clock": clock, "breaks": breaks, "timeout": timeout,
         }  # fmt: skip
         print(json.dumps(job), file=self._process.stdin, flush=True)
         answer = json.loads(self._process.stdout.readline())
@@ -121,24 +134,13 @@ def left_over(folder: Path) -> list[str]:
     """Names of temporary files and folders below a folder."""
     return sorted(
         str(path.relative_to(folder)) for path in folder.rglob("*")
-        if path.name.endswith(".part") or path.name.startswith(".export-") or ".part." in path.name
+        if ".part" in path.name or (path.name.startswith(".") and path.name != LOCK)
     )  # fmt: skip
 
 
 def _serve() -> None:
-    import safetensors.torch
-
-    import edgeda.adapt
-    import edgeda.checkpoint
-    import edgeda.cli
-    import edgeda.evaluate
-    import edgeda.export
-    import edgeda.export.images
-    import edgeda.export.tensorrt
-    import edgeda.predict
-    import edgeda.report.summary
-
-    assert edgeda.checkpoint.save_file is safetensors.torch.save_file
+    for name in ("adapt", "cli", "evaluate", "export.images", "export.tensorrt", "predict", "report.summary"):
+        importlib.import_module(f"edgeda.{name}")
     for line in sys.stdin:
         print(json.dumps(_run(json.loads(line))), flush=True)
 
@@ -199,6 +201,8 @@ def _child(job: dict[str, Any], shared: mmap.mmap) -> None:
         sys.argv = ["edgeda", *job["arguments"]]
         if job["clock"]:
             _jumping_clock()
+        if job["breaks"]:
+            _break(*job["breaks"])
         _watch(job, lambda: _count(shared, _EVENTS))
         _count_steps(lambda: _count(shared, _STEPS))
         from edgeda.__main__ import main
@@ -211,6 +215,7 @@ def _child(job: dict[str, Any], shared: mmap.mmap) -> None:
 
         traceback.print_exc()
     finally:
+        threading._shutdown()  # type: ignore[attr-defined]
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -240,19 +245,30 @@ def _watch(job: dict[str, Any], count: Callable[[], int]) -> None:
             return
         event(name, os.path.abspath(os.fsdecode(arguments[0])))
 
-    fsync, checkpoint = os.fsync, sys.modules["edgeda.checkpoint"]
-    save_file = checkpoint.save_file
+    fsync = os.fsync
 
     def watched_fsync(descriptor: int) -> None:
         event("fsync", os.readlink(f"/proc/self/fd/{descriptor}"))
         fsync(descriptor)
 
-    def watched_save_file(tensors: Any, path: Path, metadata: Any) -> None:
-        event("save_file", str(path))
-        save_file(tensors, path, metadata=metadata)
-
-    os.fsync, checkpoint.save_file = watched_fsync, watched_save_file  # type: ignore[assignment,attr-defined]
+    os.fsync = watched_fsync
     sys.addaudithook(hook)
+
+
+def _break(function: str, at: int, error: str) -> None:
+    module, _, names = function.partition(":")
+    *owners, name = names.split(".")
+    owner = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    works, calls = getattr(owner, name), itertools.count(1)
+
+    def breaking(*arguments: Any, **options: Any) -> Any:
+        if next(calls) >= at:
+            raise ERRORS[error]()
+        return works(*arguments, **options)
+
+    setattr(owner, name, breaking)
 
 
 def _count_steps(count: Callable[[], int]) -> None:

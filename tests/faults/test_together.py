@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeda.checkpoint import load_checkpoint
 from edgeda.errors import InputError
 from edgeda.run_folder import claim, clear
 from edgeda.runtime import Classifier
+from edgeda.stage_cache import StageCache
 from edgeda.whole_file import HeldFolder, whole_file
 from tests.conftest import Folders
 from tests.faults.conftest import Site
@@ -154,3 +156,14 @@ def test_a_file_is_whole_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
         raise OSError("cable")
     assert path.read_text() == "new"
     assert not left_over(tmp_path)
+
+
+def test_a_stage_that_a_killed_process_was_saving_is_removed_and_one_that_is_being_saved_is_not(tmp_path: Path):
+    left, live, other = (tmp_path / name for name in ("joint-ab.7.part", "joint-ab.8.part", "joint-cd.7.part"))
+    for folder in (left, live, other):
+        folder.mkdir()
+        (folder / "state.safetensors.part").write_bytes(b"half of it")
+    with HeldFolder(live, "saving"):
+        object.__new__(StageCache)._save(tmp_path / "joint-ab", {"position": 1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["joint-ab", "joint-ab.8.part", "joint-cd.7.part"]
+    assert load_checkpoint(tmp_path / "joint-ab") == {"position": 1}

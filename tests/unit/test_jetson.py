@@ -10,7 +10,7 @@ from edgeda.errors import MachineError
 from edgeda.profiling import Extras, profile_model
 from edgeda.profiling.jetson import jetson_state
 from edgeda.profiling.machine import machine, machine_line
-from edgeda.profiling.power import PowerMeter, find_rails, parse_tegrastats, summarize_power
+from edgeda.profiling.power import PowerMeter, Rail, find_rails, parse_tegrastats, summarize_power
 from tests.onnx_models import small_classifier
 
 DPKG = """Package: nvidia-jetpack
@@ -177,6 +177,18 @@ def test_tegrastats_where_the_sensors_cannot_be_read(tmp_path: Path, monkeypatch
             pass
     found = meter.summary(images=2, wall_s=3.0)
     assert (found["source"], found["mean_w"], found["energy_j"]) == ("tegrastats", pytest.approx(4), pytest.approx(12))
+
+
+def test_what_ends_the_thread_is_raised(orin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(rail: Rail) -> float:
+        raise SystemExit(7)
+
+    meter = PowerMeter(orin)  # which looks once whether the sensors answer
+    monkeypatch.setattr(Rail, "watts", gone)
+    with meter:
+        pass
+    with pytest.raises(SystemExit, match="7"):
+        meter.summary(1, 1.0)
 
 
 def test_no_sensor_is_said_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
