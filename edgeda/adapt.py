@@ -38,6 +38,7 @@ from edgeda.memory import keep_freed_memory
 from edgeda.methods import METHODS, Stage, Workshop, method_name, stages
 from edgeda.models import Architecture, Network, backbone_name
 from edgeda.precision import FABRIC, resolve_device, resolve_precision
+from edgeda.pretrained import NOT_HAD
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe, parse_set
 from edgeda.run_folder import claim, clear, locked, write
@@ -292,10 +293,10 @@ def _describe(data: Domains, recipe: Recipe, origins: dict[str, str]) -> None:
              len(data.classes), names)  # fmt: skip
     tested = f"; {len(data.target_test)} labelled images for reporting" if data.target_test else ""
     log.info("target %s: %d images%s", recipe.data.target, len(data.target), tested)
-    for role in ("teacher", "student"):
-        if role in origins:
-            backbone = recipe.teacher.backbone if role == "teacher" else recipe.student.backbone
-            log.info("%s %s: %s", role, backbone, origins[role])
+    named = {"teacher": recipe.teacher.backbone, "student": recipe.student.backbone}
+    for origin in dict.fromkeys(origins[role] for role in named if role in origins):
+        those = " and ".join(f"{role} {name}" for role, name in named.items() if origins.get(role) == origin)
+        log.log(logging.WARNING if origin.startswith(NOT_HAD) else logging.INFO, "%s: %s", those, origin)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeda.artifacts import RunDirectory
+from edgeda.guessing import guessing, like_guessing
 from edgeda.report.tables import Column, text_table
 
 log = logging.getLogger(__name__)
@@ -98,8 +99,11 @@ def reference_word(summary: Mapping[str, Any]) -> str:
 
 
 def warn_against(run: RunDirectory) -> None:
-    """A warning where the label-free verdict is not to ship the run's adapted student."""
+    """A warning where the verdict is not to ship the run's adapted student, or neither."""
     summary = run.summary()
+    caution = cautioned(summary)
+    if caution:
+        log.warning("%s", caution)
     if (summary.get("verdict") or {}).get("ship") == "source-only":
         log.warning(
             "the verdict is to ship the %s: edgeda export %s --role source_only", reference_student(summary), run.path
@@ -107,22 +111,47 @@ def warn_against(run: RunDirectory) -> None:
 
 
 def verdict_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The label-free verdict in a line, and one more where target labels, if there were any, say otherwise."""
+    """The label-free verdict in a line; one that it is not ready to ship, and one where target labels say otherwise."""
     verdict = summary.get("verdict")
     if not isinstance(verdict, Mapping):
         return []
+    choice = f"the {shipped_student(summary)}: {verdict.get('reason')}"
+    caution, contradiction = cautioned(summary), contradicted(summary)
+    lines = [f"verdict: not ready to ship: {caution}"] if caution else []
+    if summary.get("method") != "source-only":
+        lines.append(
+            f"of the two students, without labels: {choice}" if caution else f"verdict (label-free): ship {choice}"
+        )
+    return [*lines, *([contradiction] if contradiction else [])]
+
+
+def shipped_student(summary: Mapping[str, Any]) -> str:
+    """The student that the label-free verdict takes, in a sentence after "the"."""
+    verdict = summary.get("verdict") or {}
+    return "adapted student" if verdict.get("ship") == "adapted" else reference_student(summary)
+
+
+def cautioned(summary: Mapping[str, Any]) -> str | None:
+    """That the student which the verdict takes is close to guessing, by what there is: im, source and target labels."""
+    verdict = summary.get("verdict")
+    if not isinstance(verdict, Mapping):
+        return None
     adapted = verdict.get("ship") == "adapted"
-    shipped = "adapted student" if adapted else reference_student(summary)
-    lines = [f"verdict (label-free): ship the {shipped}: {verdict.get('reason')}"]
-    contradiction = contradicted(summary)
-    return [*lines, contradiction] if contradiction else lines
+    found = (summary.get("accuracy") or {}).get("student" if adapted else "source_only") or {}
+    scores = (verdict.get("evidence") or {}).get("im")
+    im = scores.get("adapted" if adapted else "source_only") if isinstance(scores, Mapping) else None
+    said = guessing(
+        len(summary.get("classes") or ()), im if isinstance(im, (int, float)) and im >= 0 else None,
+        {"the source": found.get("source"), "the target": (found.get("target") or {}).get("selected")},
+    )  # fmt: skip
+    return f"the {shipped_student(summary)} is {said}" if said else None
 
 
 def contradicted(summary: Mapping[str, Any]) -> str | None:
     """One line when target labels contradict the label-free verdict, None when they agree or there are none.
 
     They contradict it when the student it would not ship is the better one on target-test, by more than a tenth
-    of a point.
+    of a point, and does not guess.
     """
     found = summary.get("accuracy") or {}
     student, reference = (((found.get(role) or {}).get("target") or {}).get("selected") for role in (
@@ -131,7 +160,7 @@ def contradicted(summary: Mapping[str, Any]) -> str | None:
         return None
     adapted = summary["verdict"].get("ship") == "adapted"
     better, worse = (reference, student) if adapted else (student, reference)
-    if better <= worse + 0.1:
+    if better <= worse + 0.1 or like_guessing(better, len(summary.get("classes") or ())):
         return None
     who = reference_word(summary) if adapted else "adapted"
     return (

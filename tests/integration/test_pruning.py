@@ -110,7 +110,7 @@ def test_a_pruned_run_exports_and_profiles(command: Edgeda, pruned: Path):
     assert exported.json["manifest"]["gmacs"] == student["gmacs"]
     reference = command("export", pruned, "--role", "source_only", "--json", "--out", "reference")
     assert reference.json["manifest"]["gmacs"] > student["gmacs"]
-    profiled = command("profile", "exported/student.onnx", "--engine", "onnxruntime", "--budget", 0.05, "--json")
+    profiled = command("profile", "exported/student.onnx", "--engine", "onnxruntime", "--seconds", 0.05, "--json")
     assert profiled.code == 0, profiled.err
     assert profiled.json["rows"][0]["gmacs"] == pytest.approx(student["gmacs"], rel=0.03)  # BatchNorm is folded there
 
