@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 UNTRAINED = 0.1
-"""Share of the way from chance to certainty (im) or to no error (accuracy) below which a network is close to guessing."""
+"""Share of the way from chance to certainty (im) or to no error (accuracy) under which a network guesses."""
 
 
 def like_guessing(accuracy: float, classes: int) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from edgeda.artifacts import RunDirectory
+from edgeda.artifacts import RECIPE, RunDirectory, as_argument
 from edgeda.guessing import guessing, like_guessing
 from edgeda.report.tables import Column, text_table
 
@@ -34,6 +36,8 @@ EXPORT_COLUMNS = (
     Column("latency_ms", "latency", "ms"),
     Column("speedup", "x fp32", "ONNX", 2),
 )
+LONGER = 4
+"""Times the epochs, for a student that still guesses."""
 NAMES = {"source_only": "student, source-only", "student": "student, adapted", "teacher": "teacher"}
 
 
@@ -53,17 +57,31 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         lines.append(f"selected: epoch {epoch}, {how};  * oracle: the best epoch by target labels, an upper bound only")
     if summary["accuracy_source_images"] != "held out":
         lines.append("source: accuracy on the images trained on, as none are held out (data.source_holdout)")
-    verdict = summary["verdict"]
     lines += [
         *verdict_lines(summary),
         f"{summary['wall_s']:.0f} s of training, {summary['pairs_per_s']:.1f} pairs/s in {summary['precision']}, "
         f"peak memory {summary['peak_memory_mb'] / 1024:.1f} GiB; run saved in {summary['run']}",
         "",
-        f"next: edgeda export {summary['run']} --onnx"
-        + ("" if verdict["ship"] == "adapted" else " --role source_only"),
-        f"      edgeda compare {summary['run']}",
+        *_next_commands(summary),
     ]
     return "\n".join(lines)
+
+
+def _next_commands(summary: Mapping[str, Any]) -> list[str]:
+    """What to type after training: for the device that the student goes to, or to train one that guesses longer."""
+    run = as_argument(summary["run"])
+    if cautioned(summary):
+        recipe = shlex.quote(str(Path(summary["run"]) / RECIPE))
+        first = [("next, longer", f"edgeda adapt --recipe {recipe} --epochs {LONGER * summary['epochs']}")]
+    else:
+        role = "" if summary["verdict"]["ship"] == "adapted" else " --role source_only"
+        first = [
+            ("next, for an x86 CPU", f"edgeda export{run} --precision int8 --for x86{role}"),
+            ("for an NVIDIA device", f"edgeda export{run} --trt{role}"),
+        ]
+    commands = [*first, ("side by side", f"edgeda compare{run}")]
+    width = max(len(words) for words, _ in commands)
+    return [f"{words:>{width}}: {command}" for words, command in commands]
 
 
 def accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -212,4 +230,4 @@ def export_text(result: Mapping[str, Any]) -> str:
     )
     if not all(row["clean"] for row in result["table"]):
         lines.append("other programs used the CPU meanwhile: latencies are not clean")
-    return "\n".join([*lines, "", f"next: edgeda profile {result['path']}"])
+    return "\n".join([*lines, "", f"next: edgeda profile {shlex.quote(str(result['path']))}"])
