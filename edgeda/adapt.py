@@ -31,7 +31,7 @@ from edgeda.distributed.devices import (
 from edgeda.distributed.group import Group
 from edgeda.distributed.launch import as_job, run_workers
 from edgeda.distributed.world import world
-from edgeda.errors import InputError, from_os_error
+from edgeda.errors import InputError, WrongKey, from_os_error
 from edgeda.fast_blocks import use_fast_network
 from edgeda.first_networks import first_networks
 from edgeda.memory import keep_freed_memory
@@ -199,7 +199,7 @@ def _recipe_to_resume(out: Path | None, recipe: str | None, overrides: dict[str,
     asked = load_recipe(recipe or str(out / RECIPE), overrides)
     resolved = resolve(asked)
     for key, was, now in _differences(saved.outcome(), resolved.outcome()):
-        raise InputError(f"the run in {out} has another recipe: its {key} is {was}, now {now} was asked for")
+        raise WrongKey(key, f"the run in {out} has {was}, now {now} is asked for; leave it out to go on")
     return saved.at_workplace(asked)
 
 

@@ -166,7 +166,7 @@ def test_ctrl_c_saves_the_state_and_says_how_to_go_on(
 
     other = edgeda("adapt", "--out", out, "--resume", "--epochs", 2)
     assert other.code == 2
-    assert "train.epochs is 50, now 2" in other.error
+    assert f"--epochs: the run in {out} has 50, now 2 is asked for" in other.error
 
 
 def test_a_recipe_edited_after_the_checkpoint_is_refused(command: Edgeda, run_directory: Path, tmp_path: Path):
