@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeda.artifacts import RunDirectory, find_model
 from edgeda.errors import InputError, Interrupted
-from edgeda.prediction_files import Collector, Saver, fresh_folder
+from edgeda.prediction_files import Collector, Saver, check_folder
 from edgeda.prediction_sources import open_sources
 from edgeda.prediction_tally import RateLine, Tally
 from edgeda.runtime import (
@@ -59,10 +59,13 @@ def predict(
         raise InputError("--source is missing: an image, folder, video, rtsp:// address or camera index")
     if len({source.name for source in found}) < len(found):
         raise InputError("the same --source is given twice")
+    for folder, option in ((save, "--save"), (collect, "--collect")):
+        if folder is not None:
+            check_folder(folder, option, overwrite)
     classifier = Classifier(path, engine, threads or 1, concurrency=cores())
     reference = DriftReference.from_dict(classifier.manifest.drift) if drift or collect else None
-    saver = Saver(fresh_folder(save, "--save", overwrite)) if save else None
-    collector = Collector(fresh_folder(collect, "--collect", overwrite), collect_limit) if collect else None
+    saver = Saver(save) if save else None
+    collector = Collector(collect, collect_limit) if collect else None
     tally = Tally(found)
     monitors: dict[str, DriftMonitor] = {}
     due: dict[str, int] = {}
