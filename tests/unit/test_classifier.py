@@ -236,12 +236,12 @@ def test_the_exceptions_of_readme_are_those_to_catch(
     lines = readme_lines(tmp_path)
     at = next(number for number, line in enumerate(lines) if "EdgedaError" in line)
     names: dict[str, object] = {}
-    exec("\n".join(lines[:at]), names)  # noqa: S102 - README, as it stands
-    exec("\n".join(lines[at:]), names)  # noqa: S102
+    exec("\n".join(lines[:at]), names)
+    exec("\n".join(lines[at:]), names)
     assert len(set(capsys.readouterr().out.split())) == 1, "a label, twice"
     (tmp_path / "image.png").write_bytes(b"no image")
-    exec("\n".join(lines[at:]), names)  # noqa: S102
+    exec("\n".join(lines[at:]), names)
     assert capsys.readouterr().out.startswith("skipped: cannot read image")
     model.write_bytes(b"no model")
     with pytest.raises(InputError):
-        exec("\n".join(lines[:at]), names)  # noqa: S102
+        exec("\n".join(lines[:at]), names)
