@@ -92,6 +92,11 @@ def as_argument(run: str | Path) -> str:
     return f" {shlex.quote(str(run))}"
 
 
+def export_command(run: RunDirectory) -> str:
+    """What makes the ONNX file of a run's student."""
+    return f"edgeda export{as_argument(run.path)}"
+
+
 def find_model(model: str | None) -> RunDirectory | Path:
     """A run directory, or the path of an exported model file or OpenVINO folder."""
     if model is None:

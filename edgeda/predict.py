@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeda.artifacts import RunDirectory, find_model
+from edgeda.artifacts import RunDirectory, export_command, find_model
 from edgeda.errors import InputError, Interrupted
 from edgeda.prediction_files import Collector, Saver, check_folder
 from edgeda.prediction_sources import open_sources
@@ -110,6 +110,7 @@ def predict(
         "failures": [str(failure) for failure in pipeline.failures],
         "stopped": not pipeline.finished,
         "collected": collector.count if collector else None,
+        "saved": str(save) if save else None,
     }
     if on_summary is not None:
         on_summary(summary)
@@ -129,7 +130,7 @@ def model_file(model: str | None) -> Path:
         return found
     exported = found.exports / "student.onnx"
     if not exported.is_file():
-        raise InputError(f"the run {found.path} has no {exported.name} yet; make it with: edgeda export {found.path}")
+        raise InputError(f"the run {found.path} has no {exported.name} yet; make it with: {export_command(found)}")
     return exported
 
 
@@ -204,4 +205,6 @@ def summary_text(summary: dict[str, Any]) -> str:
         if count := sum(source[key] for source in summary["sources"]):
             parts.append(f"{count} {key}")
     parts.append(f"{summary['engine']} {summary['precision']}")
+    if summary["saved"]:
+        parts.append(f"saved in {summary['saved']}")
     return ", ".join(parts)

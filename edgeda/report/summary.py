@@ -121,11 +121,10 @@ def warn_against(run: RunDirectory) -> None:
     summary = run.summary()
     caution = cautioned(summary)
     if caution:
-        log.warning("%s", caution)
-    if (summary.get("verdict") or {}).get("ship") == "source-only":
-        log.warning(
-            "the verdict is to ship the %s: edgeda export %s --role source_only", reference_student(summary), run.path
-        )
+        log.warning("the verdict is to ship neither student yet: %s", caution)
+    elif (summary.get("verdict") or {}).get("ship") == "source-only":
+        command = f"edgeda export{as_argument(run.path)} --role source_only"
+        log.warning("the verdict is to ship the %s: %s", reference_student(summary), command)
 
 
 def verdict_lines(summary: Mapping[str, Any]) -> list[str]:
