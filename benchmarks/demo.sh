@@ -8,7 +8,7 @@ say() { printf '\n$ %s\n' "$*" >&2; "$@"; }
 
 say edgeda adapt --teacher r50 --student r18 --out "$run" --overwrite
 say edgeda export "$run" --onnx
-say edgeda profile "$run" --budget 0.5
+say edgeda profile "$run" --seconds 0.5
 say edgeda compare "$run"
 say edgeda report "$run"
 

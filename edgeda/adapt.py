@@ -31,13 +31,14 @@ from edgeda.distributed.devices import (
 from edgeda.distributed.group import Group
 from edgeda.distributed.launch import as_job, run_workers
 from edgeda.distributed.world import world
-from edgeda.errors import InputError, from_os_error
+from edgeda.errors import InputError, WrongKey, from_os_error
 from edgeda.fast_blocks import use_fast_network
 from edgeda.first_networks import first_networks
 from edgeda.memory import keep_freed_memory
 from edgeda.methods import METHODS, Stage, Workshop, method_name, stages
 from edgeda.models import Architecture, Network, backbone_name
 from edgeda.precision import FABRIC, resolve_device, resolve_precision
+from edgeda.pretrained import NOT_HAD
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe, parse_set
 from edgeda.run_folder import claim, clear, locked, write
@@ -199,7 +200,7 @@ def _recipe_to_resume(out: Path | None, recipe: str | None, overrides: dict[str,
     asked = load_recipe(recipe or str(out / RECIPE), overrides)
     resolved = resolve(asked)
     for key, was, now in _differences(saved.outcome(), resolved.outcome()):
-        raise InputError(f"the run in {out} has another recipe: its {key} is {was}, now {now} was asked for")
+        raise WrongKey(key, f"the run in {out} has {was}, now {now} is asked for; leave it out to go on")
     return saved.at_workplace(asked)
 
 
@@ -293,10 +294,10 @@ def _describe(data: Domains, recipe: Recipe, origins: dict[str, str]) -> None:
              len(data.classes), names)  # fmt: skip
     tested = f"; {len(data.target_test)} labelled images for reporting" if data.target_test else ""
     log.info("target %s: %d images%s", recipe.data.target, len(data.target), tested)
-    for role in ("teacher", "student"):
-        if role in origins:
-            backbone = recipe.teacher.backbone if role == "teacher" else recipe.student.backbone
-            log.info("%s %s: %s", role, backbone, origins[role])
+    named = {"teacher": recipe.teacher.backbone, "student": recipe.student.backbone}
+    for origin in dict.fromkeys(origins[role] for role in named if role in origins):
+        those = " and ".join(f"{role} {name}" for role, name in named.items() if origins.get(role) == origin)
+        log.log(logging.WARNING if origin.startswith(NOT_HAD) else logging.INFO, "%s: %s", those, origin)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

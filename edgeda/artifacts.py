@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,31 @@ class RunDirectory:
 
 def newest_run(root: Path = RUNS) -> RunDirectory:
     """The run under `root` that finished last; it is named on the log."""
-    finished = [path for path in root.glob(f"*/{SUMMARY}") if path.is_file()] if root.is_dir() else []
-    if not finished:
+    run = _newest(root)
+    if run is None:
         raise InputError(
             f"no MODEL given and no finished run under ./{root}; run `edgeda adapt` first, or name a model"
         )
-    run = max(finished, key=lambda path: (path.stat().st_mtime, str(path))).parent
     log.info("no MODEL given: taking the newest run, %s", run)
     return RunDirectory(run)
+
+
+def _newest(root: Path) -> Path | None:
+    finished = [path for path in root.glob(f"*/{SUMMARY}") if path.is_file()] if root.is_dir() else []
+    return max(finished, key=lambda path: (path.stat().st_mtime, str(path))).parent if finished else None
+
+
+def as_argument(run: str | Path) -> str:
+    """A run after a command, as a shell takes it: nothing for the newest, which is meant where none is named."""
+    newest = _newest(RUNS)
+    if newest is not None and newest.resolve() == Path(run).resolve():
+        return ""
+    return f" {shlex.quote(str(run))}"
+
+
+def export_command(run: RunDirectory) -> str:
+    """What makes the ONNX file of a run's student."""
+    return f"edgeda export{as_argument(run.path)}"
 
 
 def find_model(model: str | None) -> RunDirectory | Path:

@@ -23,6 +23,7 @@ from edgeda.recipe_file import changed, load_recipe
 from edgeda.report.benchmark import Cell, tabulate
 from edgeda.report.benchmark_text import comma_separated, markdown
 from edgeda.train import Record, Watcher
+from edgeda.whole_file import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +150,7 @@ def _check_folder(out: Path, report: bool) -> None:
         raise InputError(f"--out {out} is not empty and not a benchmark's folder; choose another one")
     if report and not out.is_dir():
         raise InputError(f"nothing to report: there is no folder {out}; run the benchmark first, or give --out")
+    check_writable(out, "--out")
 
 
 def _check_made(cells: Sequence[Planned], overwrite: bool) -> None:

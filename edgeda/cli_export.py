@@ -101,6 +101,7 @@ def export(
     from edgeda.export.images import calibration_images, parity_images, teaching
     from edgeda.export.tensorrt import EngineOptions, build_engines, check_request, engine_text
     from edgeda.report.summary import export_text, warn_against
+    from edgeda.whole_file import check_writable
 
     engine_options = EngineOptions(
         workspace_mb=workspace_mb, timing_cache=timing_cache, dla_core=dla, version_compatible=version_compatible
@@ -123,6 +124,7 @@ def export(
     if qat and not int8:
         raise InputError("--qat teaches an int8 student; add --precision int8")
     run = find_run(model)
+    check_writable(out_ or run.exports, "--out")
     if role == "student":
         warn_against(run)
     checked = parity_images(run, images, role)

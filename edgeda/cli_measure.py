@@ -44,7 +44,7 @@ def profile(
         ),
     ] = None,
     threads: Threads = None,
-    budget: Annotated[float, typer.Option(help="Seconds of measuring for each row.", min=0.01)] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of measuring for each row.", min=0.01)] = 1.0,
     memory: Annotated[bool, typer.Option(help="Peak memory and load time, in a fresh process for each model.")] = True,
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="From an image file to a class, stage by stage.")
@@ -75,7 +75,7 @@ def profile(
     )  # fmt: skip
     result = run_profile(
         [*model] if model else [None], classes=classes, input_size=input_size,
-        batch_sizes=_numbers("batch-size", batch_size), engines=_names(engine), threads=threads, budget_s=budget,
+        batch_sizes=_numbers("batch-size", batch_size), engines=_names(engine), threads=threads, seconds=seconds,
         extras=extras, layers=layers, estimate_for=_names(estimate), device=None if device == "local" else device,
         remote_python=remote_python, timeout_s=timeout,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import typer
 from edgeda.cli_options import Json, Threads
 from edgeda.console import TrainingDisplay, print_result, terminal_width
 from edgeda.errors import InputError, require
+from edgeda.whole_file import check_writable
 
 
 def compare(
@@ -94,3 +95,4 @@ def _check_page(path: Path, option: str) -> None:
         raise InputError(f"{option} {path}: give a file that ends in .html")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise InputError(f"{option} {path}: no such folder, or a folder itself; give a file in a folder that exists")
+    check_writable(path.absolute().parent, option)

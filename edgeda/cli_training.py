@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from edgeda.cli_options import Json
+from edgeda.cli_options import Json, given, naming_options
 from edgeda.console import TrainingDisplay, print_result, terminal_width
 from edgeda.errors import InputError, Interrupted, require
 
@@ -124,23 +124,27 @@ def adapt(
     from edgeda.readapt import readapt_recipe
     from edgeda.report.summary import summary_text
 
-    asked: dict[str, Any] = {
-        "teacher.backbone": teacher, "student.backbone": student, "data.source": source, "data.target": target,
-        "data.target_test": target_test, "method": method, "train.epochs": epochs, "train.batch_size": batch_size,
-        "train.devices": devices, "train.seed": seed, "select.rule": select, "train.precision": precision,
-        "data.cache_gb": cache_gb,
-        "adapt.alignment": [name.strip() for name in alignment.split(",")] if alignment is not None else None,
+    names = [name.strip() for name in alignment.split(",")] if alignment is not None else None
+    asked = {
+        "--teacher": ("teacher.backbone", teacher), "--student": ("student.backbone", student),
+        "--source": ("data.source", source), "--target": ("data.target", target),
+        "--target-test": ("data.target_test", target_test), "--method": ("method", method),
+        "--alignment": ("adapt.alignment", names), "--epochs": ("train.epochs", epochs),
+        "--batch-size": ("train.batch_size", batch_size), "--devices": ("train.devices", devices),
+        "--seed": ("train.seed", seed), "--select": ("select.rule", select),
+        "--precision": ("train.precision", precision), "--cache-gb": ("data.cache_gb", cache_gb),
     }  # fmt: skip
-    options = {key: value for key, value in asked.items() if value is not None}
+    options = given(asked)
     if from_ is not None and (recipe is not None or resume):
         raise InputError(
             f"--from takes the recipe of {from_}: leave {'--recipe' if recipe else '--from'} out"
             + ("" if recipe else ", the run in --out knows where it started")
         )
-    if from_ is not None:
-        resolved = readapt_recipe(find_run(from_), options, set_ or [], out_)
-    else:
-        resolved = adapt_recipe(recipe, options, set_ or [], out_, resume)
+    with naming_options(asked, set_ or []):
+        if from_ is not None:
+            resolved = readapt_recipe(find_run(from_), options, set_ or [], out_)
+        else:
+            resolved = adapt_recipe(recipe, options, set_ or [], out_, resume)
     display = TrainingDisplay()
     try:
         with _saying_how_to_go_on():
@@ -187,11 +191,12 @@ def prune(
     from edgeda.methods.tcp import prune_recipe
     from edgeda.report.summary import summary_text
 
-    asked: dict[str, Any] = {
-        "prune.macs_cut": macs_cut, "train.epochs": epochs, "prune.iterations": iterations, "train.seed": seed,
+    asked = {
+        "--macs-cut": ("prune.macs_cut", macs_cut), "--epochs": ("train.epochs", epochs),
+        "--iterations": ("prune.iterations", iterations), "--seed": ("train.seed", seed),
     }  # fmt: skip
-    options = {key: value for key, value in asked.items() if value is not None}
-    resolved = prune_recipe(find_run(model), role, options, set_ or [], out_)
+    with naming_options(asked, set_ or []):
+        resolved = prune_recipe(find_run(model), role, given(asked), set_ or [], out_)
     display = TrainingDisplay()
     try:
         with _saying_how_to_go_on():

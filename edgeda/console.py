@@ -50,9 +50,8 @@ class TrainingDisplay:
     def stage(self, name: str, epochs: int, steps_per_epoch: int, done: int) -> None:
         """Announce a stage."""
         self.close()
-        begun = f", from step {done}" if done else ""
         plural = "" if epochs == 1 else "s"
-        stderr.print(f"{name}: {epochs} epoch{plural} of {steps_per_epoch} batches{begun}", markup=False)
+        stderr.print(f"{name}: {epochs} epoch{plural} of {steps_per_epoch} batches", markup=False)
         if self._live:
             self._bar = Progress(
                 TextColumn("  {task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),

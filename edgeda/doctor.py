@@ -94,11 +94,11 @@ def diagnose() -> dict[str, Any]:
         "extras": {name: _extra(name, extra, owners, broken) for name, extra in EXTRAS.items()},
         "abilities": [
             _ability("train", _lacks("train", broken, *_TRAINING), cuda or "on the CPU"),
-            _ability("export to ONNX", _lacks("train", broken, *_EXPORTING)),
+            _ability("export to ONNX", _lacks("train", broken, *_EXPORTING), "checked with ONNX Runtime"),
             _ability("run .onnx files", _lacks("cpu", broken, "onnxruntime"), ", ".join(providers)),
             _ability("run with OpenVINO", _lacks("openvino", broken), "on the CPU"),
             _ability("use TensorRT", _no_tensorrt(tensorrt, gpu, broken), f"on {gpu}"),
-            _ability("read video and cameras", _lacks("video", broken)),
+            _ability("read video and cameras", _lacks("video", broken), "OpenCV"),
         ],
         "cpu": instruction_sets(cpu_flags()),
         "warnings": findings + _runtime_doubts(owners.get("onnxruntime", []), providers, gpu),
@@ -107,9 +107,10 @@ def diagnose() -> dict[str, Any]:
 
 def doctor_text(found: Mapping[str, Any], width: int = 80) -> str:
     """The result of `diagnose` as text: abilities, extras and what is missing, the CPU, warnings."""
-    extras = [{"extra": name, **each, "found": _versions(each["packages"])} for name, each in found["extras"].items()]
+    extras = [{"extra": name, **each, "found": _found(each["packages"])} for name, each in found["extras"].items()]
     gpu_here = found["machine"]["jetson"] or found["machine"]["gpus"]
-    wanted = [extra for extra in extras if not extra["complete"] and (extra["extra"] != "gpu" or gpu_here)]
+    unless = {} if gpu_here else {"gpu": " where there is one, in place of the extra cpu"}
+    wanted = [extra for extra in extras if not extra["complete"]]
     return "\n".join(
         [
             f"edgeda {found['edgeda']} on {found['machine_line']}",
@@ -118,7 +119,7 @@ def doctor_text(found: Mapping[str, Any], width: int = 80) -> str:
             "",
             text_table(extras, _EXTRA_COLUMNS, width),
             "",
-            *(f"missing: {extra['brings']} ({extra['install']})" for extra in wanted),
+            *(f"missing: {x['brings']} ({x['install']}{unless.get(x['extra'], '')})" for x in wanted),
             *(f"CPU: {line}" for line in found["cpu"]["meaning"]),
             *(f"warning: {line}" for line in found["warnings"]),
         ]
@@ -169,7 +170,7 @@ def _lacks(extra: str, broken: Mapping[str, str], *modules: str) -> list[str]:
     needed = modules or tuple(EXTRAS[extra].packages.values())
     lines = [f"{name} is broken" for name in needed if name in broken]
     if missing := [name for name in needed if not _is_there(name)]:
-        lines.append(f"{', '.join(missing)} not installed: pip install 'edgeda[{extra}]'")
+        lines.append(f"{', '.join(missing)} not installed: {_install(extra)}")
     return lines
 
 
@@ -177,7 +178,7 @@ def _no_tensorrt(tensorrt: Any, gpu: str | None, broken: Mapping[str, str]) -> l
     if not gpu:
         return ["no NVIDIA GPU or driver here"]
     if tensorrt is None:
-        return ["tensorrt is broken" if "tensorrt" in broken else "tensorrt not installed"]
+        return ["tensorrt is broken" if "tensorrt" in broken else f"tensorrt not installed: {_install('gpu')}"]
     return []
 
 
@@ -188,8 +189,11 @@ def _ability(what: str, lacks: Sequence[str], detail: str = "") -> dict[str, Any
 def _extra(name: str, extra: Extra, owners: Mapping[str, list[str]], broken: Mapping[str, str]) -> dict[str, Any]:
     packages = {package: _version(package, module, owners) for package, module in extra.packages.items()}
     complete = all(packages.values()) and not any(module in broken for module in extra.packages.values())
-    install = f"pip install 'edgeda[{name}]'"
-    return {"brings": extra.brings, "packages": packages, "complete": complete, "install": install}
+    return {"brings": extra.brings, "packages": packages, "complete": complete, "install": _install(name)}
+
+
+def _install(extra: str) -> str:
+    return f"pip install 'edgeda[{extra}]'"
 
 
 def _version(package: str, module: str, owners: Mapping[str, list[str]]) -> str | None:
@@ -206,8 +210,11 @@ def _version(package: str, module: str, owners: Mapping[str, list[str]]) -> str 
         return "unknown version"
 
 
-def _versions(packages: Mapping[str, str | None]) -> str:
-    return ", ".join(f"{name} {version}" if version else f"no {name}" for name, version in packages.items())
+def _found(packages: Mapping[str, str | None]) -> str:
+    """Versions of the packages that are there, and the names of those that are not."""
+    there = [f"{name} {version}" for name, version in packages.items() if version]
+    missing = [name for name, version in packages.items() if not version]
+    return "; ".join(part for part in (", ".join(there), f"missing: {', '.join(missing)}" if missing else "") if part)
 
 
 def _cuda_device(torch: Any) -> str | None:

@@ -2,6 +2,7 @@
 
     EdgedaError                 an expected failure: one line, no traceback
     |-- InputError         2    the input or the request is wrong
+    |   |-- WrongKey       2    a key of a recipe has a value it cannot have
     |   |-- Diverged       2    training reached a loss or gradient that is not finite
     |   `-- Interrupted    2    Ctrl-C: the state is saved, the message says how to go on
     `-- MachineError       3    this machine lacks what the request needs
@@ -31,6 +32,14 @@ class InputError(EdgedaError):
     """The input or the request is wrong."""
 
     exit_code = 2
+
+
+class WrongKey(InputError):
+    """A key of a recipe has a value it cannot have: `problem` says why, for whoever knows where the value came from."""
+
+    def __init__(self, key: str, problem: str, where: str = "recipe") -> None:
+        super().__init__(f"{where}: {key}: {problem}")
+        self.key, self.problem = key, problem
 
 
 class Diverged(InputError):

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeda.artifacts import RunDirectory, find_model
+from edgeda.artifacts import RunDirectory, export_command, find_model
 from edgeda.errors import InputError, Interrupted
-from edgeda.prediction_files import Collector, Saver, fresh_folder
+from edgeda.prediction_files import Collector, Saver, check_folder
 from edgeda.prediction_sources import open_sources
 from edgeda.prediction_tally import RateLine, Tally
 from edgeda.runtime import (
@@ -59,10 +59,13 @@ def predict(
         raise InputError("--source is missing: an image, folder, video, rtsp:// address or camera index")
     if len({source.name for source in found}) < len(found):
         raise InputError("the same --source is given twice")
+    for folder, option in ((save, "--save"), (collect, "--collect")):
+        if folder is not None:
+            check_folder(folder, option, overwrite)
     classifier = Classifier(path, engine, threads or 1, concurrency=cores())
     reference = DriftReference.from_dict(classifier.manifest.drift) if drift or collect else None
-    saver = Saver(fresh_folder(save, "--save", overwrite)) if save else None
-    collector = Collector(fresh_folder(collect, "--collect", overwrite), collect_limit) if collect else None
+    saver = Saver(save) if save else None
+    collector = Collector(collect, collect_limit) if collect else None
     tally = Tally(found)
     monitors: dict[str, DriftMonitor] = {}
     due: dict[str, int] = {}
@@ -107,6 +110,7 @@ def predict(
         "failures": [str(failure) for failure in pipeline.failures],
         "stopped": not pipeline.finished,
         "collected": collector.count if collector else None,
+        "saved": str(save) if save else None,
     }
     if on_summary is not None:
         on_summary(summary)
@@ -126,7 +130,7 @@ def model_file(model: str | None) -> Path:
         return found
     exported = found.exports / "student.onnx"
     if not exported.is_file():
-        raise InputError(f"the run {found.path} has no {exported.name} yet; make it with: edgeda export {found.path}")
+        raise InputError(f"the run {found.path} has no {exported.name} yet; make it with: {export_command(found)}")
     return exported
 
 
@@ -201,4 +205,6 @@ def summary_text(summary: dict[str, Any]) -> str:
         if count := sum(source[key] for source in summary["sources"]):
             parts.append(f"{count} {key}")
     parts.append(f"{summary['engine']} {summary['precision']}")
+    if summary["saved"]:
+        parts.append(f"saved in {summary['saved']}")
     return ", ".join(parts)

@@ -15,18 +15,25 @@ from edgeda.runtime import ImageFiles, Result, Source
 from edgeda.runtime.annotate import annotated
 from edgeda.runtime.preprocessing import Pixels, to_rgb
 from edgeda.runtime.sources import open_cv
-from edgeda.whole_file import HeldFolder
+from edgeda.whole_file import HeldFolder, check_writable
 
 
-def fresh_folder(path: Path, option: str, overwrite: bool) -> Path:
-    """Make the folder of an option; InputError for one that holds something, unless it may be added to."""
+def check_folder(path: Path, option: str, overwrite: bool) -> None:
+    """InputError for a folder of an option that cannot be written, or holds something and may not be added to."""
     try:
         if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not overwrite)):
             raise InputError(f"{option} {path} is not empty; choose another, or pass --overwrite to add to it")
-        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise from_os_error(error, f"making the folder of {option}") from error
-    return path
+        raise from_os_error(error, f"looking into the folder of {option}") from error
+    check_writable(path, option)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise from_os_error(error, "making a folder for results") from error
+    return folder
 
 
 class Saver:
@@ -36,7 +43,7 @@ class Saver:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = _made(folder)
         self._held = HeldFolder(folder, "saving predictions in")
         self._writers: dict[str, tuple[Any, Path, tuple[int, int]]] = {}
         self._taken: set[Path] = set()
@@ -94,7 +101,7 @@ class Collector:
     """Up to `limit` frames as they came, JPEG of quality 95, for `edgeda adapt --target FOLDER`."""
 
     def __init__(self, folder: Path, limit: int) -> None:
-        self._folder = folder
+        self._folder = _made(folder)
         self._held = HeldFolder(folder, "collecting frames in")
         self._limit = limit
         self.count = 0

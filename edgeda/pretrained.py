@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from collections.abc import Mapping
@@ -17,9 +16,8 @@ from torch import Tensor, nn
 
 from edgeda.errors import InputError, user_path
 
-log = logging.getLogger(__name__)
-
 CONNECT_S = 3.0
+NOT_HAD = "from scratch: no pretrained weights could be had"
 
 
 def obtain_backbone(name: str, pretrained: str) -> tuple[nn.Module, str]:
@@ -53,8 +51,7 @@ def _pretrained_or_scratch(name: str) -> tuple[nn.Module, str]:
 
 
 def _scratch(name: str, reason: str) -> tuple[nn.Module, str]:
-    log.warning("no pretrained weights for %s could be had (%s): training starts from scratch", name, reason)
-    return _create(name, False), "from scratch (pretrained weights could not be had)"
+    return _create(name, False), f"{NOT_HAD} ({reason})"
 
 
 def _can_be_had(name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from edgeda.errors import InputError, did_you_mean, one_line, user_path
+from edgeda.errors import InputError, WrongKey, did_you_mean, one_line, user_path
 from edgeda.recipe import Recipe
 from edgeda.yaml_text import parse_yaml
 
@@ -28,7 +28,7 @@ def load_recipe(source: str | None = None, overrides: Mapping[str, Any] | None =
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(_explain(error, source)) from error
+        raise _explained(error, source) from error
     section = recipe.benchmark
     for name, changes in (section.methods if section else {}).items():
         changed(recipe, changes, f"{source or ''} (benchmark method '{name}')".strip())
@@ -55,7 +55,7 @@ def changed(recipe: Recipe, changes: Mapping[str, Any], where: str | None = None
             _set(values, key, value)
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(_explain(error, where)) from error
+        raise _explained(error, where) from error
     except InputError as error:
         raise InputError(f"recipe {where}: {error}" if where else str(error)) from error
 
@@ -126,12 +126,12 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
     at[last] = value
 
 
-def _explain(error: ValidationError, source: str | None) -> str:
+def _explained(error: ValidationError, source: str | None) -> InputError:
     errors = error.errors()
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     location = [str(part) for part in first["loc"]]
     dotted = ".".join(location)
-    where = f"recipe {source}: " if source else "recipe: "
+    where = f"recipe {source}" if source else "recipe"
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(location[-1], _keys_at(location[:-1]), n=1, cutoff=0.5)
         hint = (
@@ -139,14 +139,14 @@ def _explain(error: ValidationError, source: str | None) -> str:
             if near
             else (f"; known here: {', '.join(_keys_at(location[:-1]))}")
         )
-        return f"{where}unknown key '{dotted}'{hint}"
+        return InputError(f"{where}: unknown key '{dotted}'{hint}")
     if first["type"] == "missing":
-        return f"{where}'{dotted}' is missing"
+        return InputError(f"{where}: '{dotted}' is missing")
     if first["type"] != "value_error":
-        return f"{where}{dotted}: {first['msg'].lower()} (got {reprlib.repr(first['input'])})"
+        return WrongKey(dotted, f"{first['msg'].lower()} (got {reprlib.repr(first['input'])})", where)
     message = first["msg"].removeprefix("Value error, ")
     got = "" if location[0] == "benchmark" else f" (got {reprlib.repr(first['input'])})"
-    return f"{where}{dotted}: {message}{got}"
+    return WrongKey(dotted, f"{message}{got}", where)
 
 
 def _keys_at(location: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from edgeda.errors import InputError
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
 from edgeda.tracking import FOLDERS
-from edgeda.whole_file import PART, whole_file
+from edgeda.whole_file import PART, check_writable, whole_file
 
 OURS = (RECIPE, SUMMARY, METRICS, "report.html", *(f"{role}.safetensors" for role in ROLES))
 LOCK = ".lock"
@@ -21,7 +21,13 @@ OUR_FOLDERS = (CHECKPOINT, "plots", "exports", *FOLDERS.values())
 
 
 def claim(out: Path | None, recipe: Recipe, resume: bool, overwrite: bool) -> Path:
-    """The run's folder; refuses one that holds something which was not asked to be replaced."""
+    """The run's folder; refuses one that holds something which was not asked to be replaced, or cannot be written."""
+    folder = _chosen(out, recipe, resume, overwrite)
+    check_writable(folder, "--out")
+    return folder
+
+
+def _chosen(out: Path | None, recipe: Recipe, resume: bool, overwrite: bool) -> Path:
     if out is None:
         taken = [path.name for path in RUNS.iterdir()] if RUNS.is_dir() else []
         number = next(n for n in range(1, len(taken) + 2) if f"{recipe.name}-{n}" not in taken)

@@ -46,6 +46,7 @@ class _Selection(_Record):
 class _Verdict(_Record):
     ship: str | None = None
     reason: str | None = None
+    caveat: str | None = None
     evidence: dict[str, Any] | None = None
 
 

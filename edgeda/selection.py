@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgeda.guessing import guessing
+
 SND_TEMPERATURE = 0.05
 SOURCE_TOLERANCE = 15.0
 """Points of source accuracy an adapted student may lose before the verdict turns against it."""
-UNTRAINED = 0.1
-"""Share of the largest possible im under which a network is called close to guessing."""
 COLLAPSE = 0.6
 """Share of the source-only student's effective number of predicted classes that counts as collapse."""
 
@@ -82,11 +82,13 @@ class Verdict:
     ship: str
     """`adapted` or `source-only`."""
     reason: str
+    caveat: str | None
+    """That the one to ship is close to guessing, and what says so; None when it is not."""
     evidence: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"ship": self.ship, "reason": self.reason, "evidence": self.evidence}
+        return {"ship": self.ship, "reason": self.reason, "caveat": self.caveat, "evidence": self.evidence}
 
 
 def judge(
@@ -117,16 +119,20 @@ def judge(
         "predictions_changed": round(100.0 - agreement(adapted, source_only), 2),
         "teacher_agreement": None if teacher is None else round(agreement(adapted, teacher), 2),
     }
+    classes = adapted.shape[1]
+    compared = f"im {ours['im']:.3g} against {theirs['im']:.3g} of at most {math.log(classes):.3g}"
+    ship, reason = "source-only", ""
     if spread < COLLAPSE * reference_spread:
         reason = f"the adapted student predicts only {spread:.1f} effective classes, {reference} {reference_spread:.1f}"
-        return Verdict("source-only", reason, evidence)
-    if adapted_source_accuracy < source_only_source_accuracy - SOURCE_TOLERANCE:
-        lost = source_only_source_accuracy - adapted_source_accuracy
-        return Verdict("source-only", f"the adapted student lost {lost:.1f} points on the source", evidence)
-    compared = f"im {ours['im']:.3g} against {theirs['im']:.3g} of at most {math.log(adapted.shape[1]):.3g}"
-    if max(ours["im"], theirs["im"]) < UNTRAINED * math.log(adapted.shape[1]):
-        compared += "; both are close to guessing: train longer"
-    if ours["im"] <= theirs["im"]:
+    elif adapted_source_accuracy < source_only_source_accuracy - SOURCE_TOLERANCE:
+        reason = (
+            f"the adapted student lost {source_only_source_accuracy - adapted_source_accuracy:.1f} points on the source"
+        )
+    elif ours["im"] <= theirs["im"]:
         reason = f"the adapted student's target predictions say no more than {reference}'s ({compared})"
-        return Verdict("source-only", reason, evidence)
-    return Verdict("adapted", f"its target predictions say more, and as diversely ({compared})", evidence)
+    else:
+        ship, reason = "adapted", f"its target predictions say more, and as diversely ({compared})"
+    im, right = (
+        (ours["im"], adapted_source_accuracy) if ship == "adapted" else (theirs["im"], source_only_source_accuracy)
+    )
+    return Verdict(ship, reason, guessing(classes, im, {"the source": right}), evidence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 import zlib
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ from edgeda.stopping import stopping
 from edgeda.tracking import Trackers
 from edgeda.watching import Record as Record
 from edgeda.watching import Watcher as Watcher
+
+log = logging.getLogger(__name__)
 
 
 class Fit:
@@ -86,6 +89,8 @@ class Fit:
         state = load_checkpoint(self.folder / CHECKPOINT) if resume else None
         with restoring(self.folder / CHECKPOINT):
             first = self._restore(state) if state else 0
+            if resume and self.group.leads:
+                log.info("going on from %s", self._reached() if state else "the beginning: no state was saved before")
         self.write_metrics()
         with stopping(self._asked_to_stop):
             for index in range(first, len(self.stages)):
@@ -131,7 +136,8 @@ class Fit:
         if not total:
             self._epoch(stage, 0)
             return
-        self.watcher.stage(stage.name, stage.epochs, per_epoch, done)
+        if done < total:
+            self.watcher.stage(stage.name, stage.epochs, per_epoch, done)
         self._resume_clock()
         for step in range(done, total):
             self._train_mode(stage)
@@ -173,6 +179,18 @@ class Fit:
             return "no state was saved before"
         name, done = self.stages[self._saved_at[0]].name, self._saved_at[1]
         return f"the state of stage {name} after {done} batches is kept in {self.folder / CHECKPOINT}"
+
+    def _reached(self) -> str:
+        """Where in the run its position is, in words."""
+        index, done = self.position
+        stage, per_epoch = self.stages[index], self.batches.steps_per_epoch
+        epoch, batches = divmod(done, per_epoch)
+        if done == stage.epochs * per_epoch:
+            return f"the end of stage {stage.name} ({index + 1} of {len(self.stages)})"
+        return (
+            f"stage {stage.name} ({index + 1} of {len(self.stages)}), epoch {epoch + 1} of {stage.epochs}, "
+            f"after {batches} of its {per_epoch} batches"
+        )
 
     def _train_mode(self, stage: Stage) -> None:
         for role, network in self.workshop.networks.items():

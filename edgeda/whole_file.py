@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from edgeda.errors import InputError
+from edgeda.errors import InputError, one_line
 
 if sys.platform != "win32":
     import fcntl
@@ -33,6 +34,20 @@ def whole_file(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """InputError, before anything long, when no file could be put into a folder that is there or yet to be made.
+
+    `option` is what the user chooses another place with. Nothing is left behind.
+    """
+    try:
+        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise InputError(f"cannot write to {folder}: {reason}; choose another place with {option}") from error
 
 
 def sync(path: Path) -> None:

@@ -15,7 +15,7 @@ from edgeda.alignments.mcc import MccAlignment
 from edgeda.alignments.mcd import McdAlignment
 from edgeda.alignments.mdd import MddAlignment
 from edgeda.alignments.mmd import MmdAlignment
-from edgeda.errors import InputError, did_you_mean
+from edgeda.errors import InputError, WrongKey, did_you_mean
 
 __all__ = ["ALIGNMENTS", "Alignment", "build_alignments", "check_names"]
 
@@ -52,9 +52,9 @@ def build_alignments(names: tuple[str, ...], features: int, classes: int) -> dic
 def check_names(names: tuple[str, ...]) -> None:
     """InputError for a name that is no alignment, for one that comes twice, or for none at all."""
     if not names:
-        raise InputError(f"adapt.alignment is empty; choose from: {', '.join(ALIGNMENTS)}")
+        raise WrongKey("adapt.alignment", f"nothing is named; choose from: {', '.join(ALIGNMENTS)}")
     for name in names:
         if name not in ALIGNMENTS:
             raise InputError(f"unknown alignment '{name}'{did_you_mean(name, ALIGNMENTS)}")
         if names.count(name) > 1:
-            raise InputError(f"adapt.alignment names '{name}' twice; raise adapt.weight to make it count more")
+            raise WrongKey("adapt.alignment", f"'{name}' is named twice; raise adapt.weight to make it count more")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import edgeda
-from edgeda.artifacts import RunDirectory, find_model
+from edgeda.artifacts import RunDirectory, export_command, find_model
 from edgeda.bundling.folder import check_place, write_folder
 from edgeda.bundling.kits import KITS, Subject
 from edgeda.errors import InputError, did_you_mean
@@ -78,9 +78,7 @@ def _model_file(model: str | None) -> Path:
     warn_against(found)
     exported = found.exports / "student.onnx"
     if not exported.is_file():
-        raise InputError(
-            f"the run {found.path} has no exported student; make it with: edgeda export {found.path} --onnx"
-        )
+        raise InputError(f"the run {found.path} has no exported student; make it with: {export_command(found)}")
     return exported
 
 

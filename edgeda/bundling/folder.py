@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeda.artifacts import KIT_LISTING
 from edgeda.errors import InputError, from_os_error
+from edgeda.whole_file import check_writable
 
 _MADE_ON_THE_DEVICE = ("*.engine", "__pycache__")
 """What tools leave in a kit: built from the model that goes, so it goes with it."""
@@ -20,6 +21,7 @@ def check_place(out: Path, overwrite: bool) -> None:
     """InputError unless a kit may be written to `out`."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise InputError(f"--out {out} is a {'link' if out.is_symlink() else 'file'}; give a folder")
+    check_writable(out.parent, "--out")
     if not out.exists() or not any(out.iterdir()):
         return
     files = _listed(out)

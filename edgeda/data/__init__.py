@@ -76,17 +76,17 @@ def load_domains(recipe: DataRecipe, cache: SquareCache | None = None) -> Domain
     return Domains(classes, training, _judged(held_out) if held_out is not training else training, target, test)
 
 
-def load_target(recipe: DataRecipe, limit: int | None = None) -> ImageSet:
+def load_target(recipe: DataRecipe, limit: int | None = None, warn: bool = True) -> ImageSet:
     """The unlabelled target alone, or `limit` images spread over it."""
-    return decode(open_unlabelled(recipe.target, recipe.video), recipe.preprocessing, "target", limit)
+    return decode(open_unlabelled(recipe.target, recipe.video), recipe.preprocessing, "target", limit, warn=warn)
 
 
-def load_test(spec: str, classes: tuple[str, ...], preprocessing: Preprocessing) -> ImageSet:
+def load_test(spec: str, classes: tuple[str, ...], preprocessing: Preprocessing, warn: bool = True) -> ImageSet:
     """Labelled images to evaluate a model of `classes` on."""
     domain = open_labelled(spec)
     domain.labels = match_classes(domain.labels, domain.classes, classes, spec, "the model")
     domain.classes = classes
-    return decode(domain, preprocessing, "data")
+    return decode(domain, preprocessing, "data", warn=warn)
 
 
 def match_classes(

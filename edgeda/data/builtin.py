@@ -81,7 +81,7 @@ def _usps(part: str, argument: str) -> Domain:
     return open_in(BENCHMARKS["usps"], find_part(BENCHMARKS["usps"], part), base)
 
 
-BUILTIN: dict[str, Callable[[str], Domain]] = {
+IN_PACKAGES: dict[str, Callable[[str], Domain]] = {
     "mnist": lambda _: _mnist_part("mnist", 0, 1500),
     "mnist-test": lambda _: _mnist_part("mnist-test", 1500, 2000),
     "mnist-large": lambda _: _mnist_part("mnist-large", 0, 4000),
@@ -90,6 +90,9 @@ BUILTIN: dict[str, Callable[[str], Domain]] = {
     "mnist-m-test": lambda _: _mnist_m_part("mnist-m-test", 4000, 5000),
     "optdigits": lambda _: _optdigits_part("optdigits", 0, 1297),
     "optdigits-test": lambda _: _optdigits_part("optdigits-test", 1297, 1797),
+}
+BUILTIN: dict[str, Callable[[str], Domain]] = {
+    **IN_PACKAGES,
     **{name: partial(open_benchmark, name) for name in BENCHMARKS},
     "usps": partial(_usps, "train"),
     "usps-test": partial(_usps, "test"),

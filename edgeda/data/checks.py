@@ -78,7 +78,7 @@ def check(names: list[str], root: Path) -> list[PartCheck]:
         if any(locate(benchmark, part, root / benchmark.folder) for part in benchmark.parts)
     ]
     if not chosen:
-        raise InputError(f"no data set is in {root}; `edgeda datasets list` says where each is published")
+        raise InputError(f"no data set is in the folder {root}; `edgeda datasets list` says where each is published")
     rows = [(one, [check_part(one, part, root / one.folder) for part in one.parts]) for one in chosen]
     for benchmark, parts in rows:
         if all(part.images is None for part in parts) and names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeda.data.texts import Paths, Texts
-from edgeda.errors import InputError, did_you_mean, user_path
+from edgeda.errors import InputError, did_you_mean, from_os_error, user_path
 from edgeda.recipe import VideoRecipe
 from edgeda.runtime.preprocessing import open_image
 
@@ -120,39 +121,56 @@ def file_stamp(path: str | Path) -> str:
 
 def open_labelled(spec: str) -> Domain:
     """A domain with labels: class folders, an image list with labels, or a built-in name."""
-    domain = _builtin(spec)
-    if domain is None:
-        path = _existing(spec)
-        if path.is_dir():
-            domain = class_folders(path)
-        elif path.suffix.lower() in LIST_SUFFIXES:
-            domain = image_list(path, labelled=True)
-        else:
-            raise InputError(f"{spec} cannot be labelled images; give a folder of class folders or an image list")
+    with _blamed_on(spec):
+        domain = _builtin(spec)
+        if domain is None:
+            path = _existing(spec)
+            if path.is_dir():
+                domain = class_folders(path)
+            elif path.suffix.lower() in LIST_SUFFIXES:
+                domain = image_list(path, labelled=True)
+            else:
+                raise InputError(f"{spec} cannot be labelled images; give a folder of class folders or an image list")
     if len(domain) == 0:
-        raise InputError(f"no images in {spec}: expected {spec}/<class name>/<image>.jpg or .png")
+        raise InputError(f"no images in {spec}: expected {spec}/<class name>/<image>.jpg or .png{_first(domain)}")
     return domain
 
 
 def open_unlabelled(spec: str, video: VideoRecipe) -> Domain:
     """A domain whose labels are never read: any folder, an image list, a video file, or a built-in name."""
-    domain = _builtin(spec)
-    if domain is None:
-        path = _existing(spec)
-        if path.is_dir():
-            domain = any_folder(path)
-        elif path.suffix.lower() in VIDEO_SUFFIXES:
-            from edgeda.data.video import VideoDomain
+    with _blamed_on(spec):
+        domain = _builtin(spec)
+        if domain is None:
+            path = _existing(spec)
+            if path.is_dir():
+                domain = any_folder(path)
+            elif path.suffix.lower() in VIDEO_SUFFIXES:
+                from edgeda.data.video import VideoDomain
 
-            domain = VideoDomain(path, video)
-        elif path.suffix.lower() in LIST_SUFFIXES:
-            domain = image_list(path, labelled=False)
-        else:
-            raise InputError(f"{spec} is not a folder, an image list (.txt) or a video that edgeda knows")
+                domain = VideoDomain(path, video)
+            elif path.suffix.lower() in LIST_SUFFIXES:
+                domain = image_list(path, labelled=False)
+            else:
+                raise InputError(f"{spec} is not a folder, an image list (.txt) or a video that edgeda knows")
     domain.labels = domain.classes = None
     if len(domain) == 0:
-        raise InputError(f"no images in {spec}: the target needs unlabelled images (.jpg, .png, ...) at any depth")
+        raise InputError(
+            f"no images in {spec}: the target needs unlabelled images (.jpg, .png, ...) at any depth{_first(domain)}"
+        )
     return domain
+
+
+@contextlib.contextmanager
+def _blamed_on(spec: str) -> Iterator[None]:
+    """What the disk says while images are looked for is said of where they are looked for."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, f"reading {spec}") from error
+
+
+def _first(domain: Domain) -> str:
+    return f"; passed over: {domain.ignored[0]}" if domain.ignored else ""
 
 
 def class_folders(root: Path) -> FileDomain:

@@ -95,12 +95,13 @@ def decode(
     limit: int | None = None,
     cache: SquareCache | None = None,
     ahead: int | None = None,
+    warn: bool = True,
 ) -> ImageSet:
     """Read every item of a domain (or `limit` items spread over it) into an `ImageSet`.
 
     A domain of more than `ahead` items is decoded as it is used; `cache` keeps the squares of any other for the next
     run. Neither changes the images. Raises InputError when nothing could be read; `what` names the domain's part in
-    the message.
+    the message, and in the warning of what was skipped, which `warn` can leave to the caller.
     """
     wanted = spread(len(domain), limit or len(domain))
     if ahead is not None and len(wanted) > ahead and not domain.sequential:
@@ -128,11 +129,16 @@ def decode(
 
     squares, kept, unreadable = _squares(domain, wanted, preprocessing, fill, cache)
     skipped = [*domain.ignored, *unreadable]
-    if skipped:
-        shown = "; ".join(skipped[:3]) + (f"; and {len(skipped) - 3} more" if len(skipped) > 3 else "")
-        log.warning("%s: %d of %d files skipped: %s", what, len(skipped), len(skipped) + len(kept), shown)
+    if skipped and warn:
+        warn_skipped(what, skipped, len(kept))
     labels = None if domain.labels is None else domain.labels[kept]
     return ImageSet(domain.name, squares, labels, domain.classes, domain.names(kept), tuple(skipped))
+
+
+def warn_skipped(what: str, skipped: Sequence[str], kept: int) -> None:
+    """A warning that names the first of the files that could not be used, beside how many were."""
+    shown = "; ".join(skipped[:3]) + (f"; and {len(skipped) - 3} more" if len(skipped) > 3 else "")
+    log.warning("%s: %d of %d files skipped: %s", what, len(skipped), len(skipped) + kept, shown)
 
 
 def _squares(

@@ -14,7 +14,7 @@ from edgeda.errors import InputError, Interrupted, from_os_error
 from edgeda.fleet.recipe import FleetRecipe
 from edgeda.fleet.report import result_of, write_report
 from edgeda.fleet.state import FLEET, Storage, camera_key, default_place
-from edgeda.whole_file import PART
+from edgeda.whole_file import PART, check_writable
 
 if TYPE_CHECKING:
     from edgeda.fleet.plan import Plan
@@ -52,6 +52,7 @@ def fleet(
     from edgeda.fleet.plan import Plan
 
     out = out.absolute()
+    check_writable(out, "--out")
     storage = Storage(state or default_place(out))
     plan = Plan(recipe, out, storage)
     plan.check()

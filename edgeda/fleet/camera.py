@@ -23,6 +23,7 @@ from edgeda.fleet.sampling import sample
 from edgeda.fleet.scheduler import NullWatcher
 from edgeda.fleet.served import Shipped, drift_since, export_shipped, serve, try_serving
 from edgeda.fleet.state import Storage
+from edgeda.guessing import why
 from edgeda.recipe import DataRecipe, Recipe
 from edgeda.recipe_file import load_recipe
 
@@ -103,7 +104,7 @@ def run_camera(work: Record) -> Record:
     shipped = Shipped.of(RunDirectory(folder))
     found |= {
         "model": export_shipped(shipped, parity_images(shipped.run, None, shipped.role)) if work["export"] else None,
-        "verdict": summary["verdict"]["ship"], "why": summary["verdict"]["reason"], "training_s": summary["wall_s"],
+        "verdict": summary["verdict"]["ship"], "why": why(summary["verdict"]), "training_s": summary["wall_s"],
         "accuracy": {role: summary["accuracy"][role]["target"]["selected"] for role in ("student", "source_only")},
     }  # fmt: skip
     return _ended(found, storage, work, recipe.data, began)

@@ -16,6 +16,7 @@ from edgeda.errors import InputError, one_line
 from edgeda.export import export_run
 from edgeda.export.images import LIMIT, CheckImages
 from edgeda.fleet.look import LOOKED
+from edgeda.guessing import why
 from edgeda.inference import predict_logits
 from edgeda.models import Network, NetworkCard, load_network
 from edgeda.recipe import DataRecipe
@@ -69,7 +70,7 @@ def try_serving(data: DataRecipe, run: RunDirectory, most: float) -> tuple[Recor
     mine = load_target(data, LOOKED).squares[:]
     said = shipped.logits(mine)
     cost = max(0.0, round(confidence(shipped.logits(own)) - confidence(said), 2))
-    verdict, why = "source-only", run.summary()["verdict"]["reason"]
+    verdict, reasons = "source-only", why(run.summary()["verdict"])
     if shipped.role == "student":
         source_only, _ = load_network(run.weights("source_only"))
         on_source = run.summary()["accuracy"]
@@ -77,9 +78,9 @@ def try_serving(data: DataRecipe, run: RunDirectory, most: float) -> tuple[Recor
             said, predict_logits(source_only, mine, shipped.card.preprocessing), None,
             on_source["student"]["source"], on_source["source_only"]["source"],
         )  # fmt: skip
-        verdict, why = judged.ship, judged.reason
+        verdict, reasons = judged.ship, why(judged.to_dict())
     fits = cost <= most and (verdict == "adapted") == (shipped.role == "student")
-    return {"cost": cost, "verdict": verdict, "why": why}, shipped if fits else None
+    return {"cost": cost, "verdict": verdict, "why": reasons}, shipped if fits else None
 
 
 def export_shipped(shipped: Shipped, checked: CheckImages, out: Path | None = None) -> str:

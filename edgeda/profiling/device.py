@@ -15,7 +15,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import edgeda
-from edgeda.artifacts import RunDirectory, find_model
+from edgeda.artifacts import RunDirectory, export_command, find_model
 from edgeda.errors import EdgedaError, InputError, MachineError, from_os_error
 from edgeda.profiling import Extras
 from edgeda.profiling.opening import engines_for, model_files
@@ -74,7 +74,7 @@ def cargo(models: Sequence[str | None]) -> list[Cargo]:
             paths = known.exported_models()
             if not paths:
                 raise InputError(f"the run {known.path} has no exports, and a device has no torch; run: "
-                                 f"edgeda export {known.path} --onnx")  # fmt: skip
+                                 f"{export_command(known)}")  # fmt: skip
             labels = [f"{known.name}/{path.relative_to(known.exports)}" for path in paths]
         else:
             paths, labels = [_file(known)], [known.name]

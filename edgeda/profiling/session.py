@@ -30,7 +30,7 @@ def profile(
     batch_sizes: Sequence[int] = (1,),
     engines: Sequence[str] | None = None,
     threads: int | None = None,
-    budget_s: float = 1.0,
+    seconds: float = 1.0,
     extras: Extras = Extras(),  # noqa: B008 - frozen
     layers: bool = False,
     estimate_for: Sequence[str] | None = None,
@@ -40,10 +40,10 @@ def profile(
 ) -> Result:
     """Measure models here, or on `device` (`ssh://user@host[:port]`), as `profile_model` and `Extras` say.
 
-    Returns `rows` (dictionaries of `Profile`), `machine` (where it was measured), `state` (CPU pressure before
-    and after, and whether all rows are clean), `device`, and where asked for: `layers` by model; `estimates`
-    for the devices in `estimate_for` by name; `check`, the same estimate for this machine from measured peaks
-    beside what was measured.
+    Each row is measured for `seconds`. Returns `rows` (dictionaries of `Profile`), `machine` (where it was measured),
+    `state` (CPU pressure before and after, and whether all rows are clean), `device`, and where asked for: `layers` by
+    model; `estimates` for the devices in `estimate_for` by name; `check`, the same estimate for this machine from
+    measured peaks beside what was measured.
     """
     check_request(batch_sizes, threads, extras)
     check_engines(engines)
@@ -52,7 +52,7 @@ def profile(
         loads = cargo(models)
         subjects = [file_subject(load.label, load.files[0], "onnxruntime") for load in loads]
         measured = profile_on(
-            device, loads, batch_sizes=batch_sizes, engines=engines, threads=threads, budget_s=budget_s, extras=extras,
+            device, loads, batch_sizes=batch_sizes, engines=engines, threads=threads, budget_s=seconds, extras=extras,
             python=remote_python, timeout_s=timeout_s,
         )  # fmt: skip
         rows = [_counted(Profile(**row), loads) for row in measured["rows"]]
@@ -61,7 +61,7 @@ def profile(
         if extras.power:
             PowerMeter(extras.root)
         before = cpu_pressure()
-        rows = profile_subjects(subjects, batch_sizes, engines is not None, threads, budget_s, extras)
+        rows = profile_subjects(subjects, batch_sizes, engines is not None, threads, seconds, extras)
         measured = {
             "machine": machine(extras.root), "pressure_before": before, "pressure_after": cpu_pressure(),
         }  # fmt: skip

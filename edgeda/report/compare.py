@@ -76,11 +76,11 @@ def compare_runs(
     described = machine()
     return {
         "runs": [{"run": str(run.path), "method": summary.get("method"), "verdict": summary.get("verdict"),
-                  "says": [] if summary.get("method") == "source-only" else verdict_lines(summary)}
+                  "says": verdict_lines(summary)}
                  for run, summary in zip(runs, summaries, strict=True)],
         "rows": rows,
         "conclusion": conclusion(rows),
-        "ship": ship(rows, budget_ms, summaries[0].get("verdict")) if budget_ms is not None else None,
+        "ship": ship(rows, budget_ms, summaries[0]) if budget_ms is not None else None,
         "notes": [*measured.notes, *_unmixed(summaries), *caveats(rows)],
         "machine": described,
         "machine_line": machine_line(described),

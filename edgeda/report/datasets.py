@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from edgeda.data.builtin import IN_PACKAGES
 from edgeda.data.checks import PartCheck
 from edgeda.report.tables import Column, text_table
 
@@ -38,7 +39,8 @@ def listing_text(rows: Sequence[dict[str, Any]], root: str, width: int) -> str:
         [
             text_table(shown, _LISTING, width),
             "",
-            f"Looked for in {root}. A domain is written as {first}. Nothing is downloaded:",
+            f"Always there (extra `data`): {', '.join(IN_PACKAGES)}.",
+            f"The others are looked for in the folder {root}. A domain is written as {first}. Nothing is downloaded:",
             *lines,
         ]
     )

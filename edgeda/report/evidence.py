@@ -19,7 +19,7 @@ from edgeda.artifacts import RECIPE, RunDirectory
 from edgeda.data import ImageSet, load_target, load_test, spread
 from edgeda.data.augment import prepare
 from edgeda.data.domains import open_labelled
-from edgeda.data.images import decode
+from edgeda.data.images import decode, warn_skipped
 from edgeda.data.squares import Squares
 from edgeda.errors import EdgedaError, one_line
 from edgeda.inference import BATCH
@@ -77,15 +77,20 @@ def collect(run: RunDirectory, finished: bool = True) -> Evidence:
 def _images(
     found: Evidence, recipe: Recipe, networks: Mapping[str, Network], classes: tuple[str, ...], prepared: Preprocessing
 ) -> None:
+    test = recipe.data.target_test
     try:
-        target = load_target(recipe.data, 2 * EMBEDDED if recipe.data.target_test else 4 * EMBEDDED)
-        labelled = load_test(recipe.data.target_test, classes, prepared) if recipe.data.target_test else None
-        source = decode(open_labelled(recipe.data.source), prepared, "source", EMBEDDED)
+        target = load_target(recipe.data, 2 * EMBEDDED if test else 4 * EMBEDDED, warn=False)
+        labelled = load_test(test, classes, prepared, warn=False) if test else None
+        source = decode(open_labelled(recipe.data.source), prepared, "source", EMBEDDED, warn=False)
     except (EdgedaError, OSError) as error:
         found.missing.append(
             f"the run's images cannot be read, so confusion, features and samples are left out: {one_line(error)}"
         )
         return
+    read = [images for images in (source, target, labelled) if images]
+    skipped = list(dict.fromkeys(file for images in read for file in images.skipped))
+    if skipped:  # one folder may be both target and target-test
+        warn_skipped("the run's images", skipped, sum(map(len, read)))
     found.test = labelled or target
     shown = target.take(spread(len(target), EMBEDDED))
     for role, network in networks.items():

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeda.errors import InputError
+from edgeda.guessing import like_guessing
+from edgeda.report.summary import cautioned
 from edgeda.report.tables import Row, format_value
 
 LEVEL = 0.05
@@ -49,12 +51,15 @@ def _beats(accuracy: float, ms: float, others_accuracy: float, others_ms: float)
     return accuracy >= others_accuracy and ms <= others_ms * (1 + LEVEL) and (more_accurate or faster)
 
 
-def ship(rows: Sequence[Row], budget: float, verdict: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def ship(rows: Sequence[Row], budget: float, summary: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The row to ship when a call may take `budget` ms by its median: `row` (its index or None), `nearest`, `sentence`.
 
     The most accurate on the target of those that fit, the faster of two level ones. Where no row's accuracy on
-    the target is known, the label-free `verdict` says which student, and its fastest form is taken.
+    the target is known, the label-free verdict in `summary` says which student, and its fastest form is taken. What is
+    close to guessing is said to be.
     """
+    summary = summary or {}
+    verdict = summary.get("verdict")
     measured = [index for index, row in enumerate(rows) if row.get("median_ms") is not None]
     known = [index for index in measured if rows[index].get("target_accuracy") is not None]
     role = "student"
@@ -73,6 +78,11 @@ def ship(rows: Sequence[Row], budget: float, verdict: Mapping[str, Any] | None =
     said = f"within {within}: ship {_told(rows[best])}"
     if not known:
         said += "; chosen by the label-free verdict, as no accuracy on the target is known"
+    accuracy = rows[best].get("target_accuracy")
+    if accuracy is not None and like_guessing(accuracy, len(summary.get("classes") or ())):
+        said += "; that is close to guessing: train longer"
+    elif accuracy is None and (caution := cautioned(summary)):
+        said += f"; {caution}"
     p99 = rows[best].get("p99_ms")
     if p99 is not None and p99 > budget:
         said += f"; its p99 of {format_value(p99)} ms is over the budget"

@@ -220,7 +220,7 @@ def _power(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         if power := row["power"]:
             if power["mean_w"] is None:
-                yield f"{_named(row)}: {power['source']} gave no reading while it was measured; raise --budget"
+                yield f"{_named(row)}: {power['source']} gave no reading while it was measured; raise --seconds"
                 continue
             rails = ", ".join(f"{name} {format_value(watts)} W" for name, watts in power["rails_w"].items())
             yield (

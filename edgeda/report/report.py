@@ -20,6 +20,7 @@ from edgeda.report.page import page, write_page
 from edgeda.report.plots import comparison_section, cost_section, features_section, training_section
 from edgeda.report.sections import accuracy_section, head_section, headline, recipe_section, samples_section
 from edgeda.run_records import check_epoch
+from edgeda.whole_file import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def write_report(
     path = out or run.path / "report.html"
     if path.is_dir():
         raise InputError(f"--out {path} is a folder; name the file to write")
+    check_writable(path.parent, "--out")
     summary = run.summary() if (run.path / SUMMARY).is_file() else {}
     history = read_history(run)
     found = collect(run, finished=bool(summary))

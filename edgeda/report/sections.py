@@ -14,7 +14,15 @@ from edgeda.profiling.machine import machine_line
 from edgeda.report import svg
 from edgeda.report.evidence import AFTER, BEFORE, Evidence, confusion, samples
 from edgeda.report.page import facts, figure, figures, folded, paragraph, section, table
-from edgeda.report.summary import ACCURACY_COLUMNS, accuracy_rows, contradicted, reference_student, reference_word
+from edgeda.report.summary import (
+    ACCURACY_COLUMNS,
+    accuracy_rows,
+    cautioned,
+    contradicted,
+    reference_student,
+    reference_word,
+    shipped_student,
+)
 from edgeda.report.svg import escape
 from edgeda.report.tables import Column
 
@@ -33,8 +41,10 @@ def headline(summary: Summary, history: History) -> str:
         last = history[-1]
         return f"This run is not finished: stage {last['stage']}, epoch {last['epoch']} of {last.get('epochs', '?')}."
     verdict = summary.get("verdict") or {}
-    if summary.get("method") == "source-only":
+    if summary.get("method") == "source-only" and not cautioned(summary):
         return "This run adapts nothing: its source-only student is what others are compared with."
+    if cautioned(summary):
+        return f"Do not ship this yet: the {shipped_student(summary)} is close to guessing."
     if verdict.get("ship") == "adapted":
         return "Ship the adapted student."
     kept = reference_student(summary)
@@ -50,14 +60,13 @@ def head_section(name: str, summary: Summary, history: History, found: Evidence)
             f"{summary.get('student')}, teacher {summary.get('teacher') or 'none'}, seed {summary.get('seed')}"
         )
     parts = [paragraph(headline(summary, history)), *(paragraph(line) for line in _evidence(summary))]
-    contradiction = contradicted(summary)
-    if contradiction:
-        parts.append(paragraph(contradiction[0].upper() + contradiction[1:] + ".", "warning"))
+    caution, contradiction = cautioned(summary), contradicted(summary)
+    parts += [paragraph(said[0].upper() + said[1:] + ".", "warning") for said in (caution, contradiction) if said]
     kind = (
         ""
         if not summary
         else "bad"
-        if contradiction or (summary.get("verdict") or {}).get("ship") != "adapted"
+        if caution or contradiction or (summary.get("verdict") or {}).get("ship") != "adapted"
         else "good"
     )
     missing = "".join(paragraph(f"Not shown: {line}", "warning") for line in found.missing)

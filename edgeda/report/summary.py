@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from edgeda.artifacts import RunDirectory
+from edgeda.artifacts import RECIPE, RunDirectory, as_argument
+from edgeda.guessing import guessing, like_guessing
 from edgeda.report.tables import Column, text_table
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,8 @@ EXPORT_COLUMNS = (
     Column("latency_ms", "latency", "ms"),
     Column("speedup", "x fp32", "ONNX", 2),
 )
+LONGER = 4
+"""Times the epochs, for a student that still guesses."""
 NAMES = {"source_only": "student, source-only", "student": "student, adapted", "teacher": "teacher"}
 
 
@@ -52,17 +57,31 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         lines.append(f"selected: epoch {epoch}, {how};  * oracle: the best epoch by target labels, an upper bound only")
     if summary["accuracy_source_images"] != "held out":
         lines.append("source: accuracy on the images trained on, as none are held out (data.source_holdout)")
-    verdict = summary["verdict"]
     lines += [
         *verdict_lines(summary),
         f"{summary['wall_s']:.0f} s of training, {summary['pairs_per_s']:.1f} pairs/s in {summary['precision']}, "
         f"peak memory {summary['peak_memory_mb'] / 1024:.1f} GiB; run saved in {summary['run']}",
         "",
-        f"next: edgeda export {summary['run']} --onnx"
-        + ("" if verdict["ship"] == "adapted" else " --role source_only"),
-        f"      edgeda compare {summary['run']}",
+        *_next_commands(summary),
     ]
     return "\n".join(lines)
+
+
+def _next_commands(summary: Mapping[str, Any]) -> list[str]:
+    """What to type after training: for the device that the student goes to, or to train one that guesses longer."""
+    run = as_argument(summary["run"])
+    if cautioned(summary):
+        recipe = shlex.quote(str(Path(summary["run"]) / RECIPE))
+        first = [("next, longer", f"edgeda adapt --recipe {recipe} --epochs {LONGER * summary['epochs']}")]
+    else:
+        role = "" if summary["verdict"]["ship"] == "adapted" else " --role source_only"
+        first = [
+            ("next, for an x86 CPU", f"edgeda export{run} --precision int8 --for x86{role}"),
+            ("for an NVIDIA device", f"edgeda export{run} --trt{role}"),
+        ]
+    commands = [*first, ("side by side", f"edgeda compare{run}")]
+    width = max(len(words) for words, _ in commands)
+    return [f"{words:>{width}}: {command}" for words, command in commands]
 
 
 def accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -98,31 +117,58 @@ def reference_word(summary: Mapping[str, Any]) -> str:
 
 
 def warn_against(run: RunDirectory) -> None:
-    """A warning where the label-free verdict is not to ship the run's adapted student."""
+    """A warning where the verdict is not to ship the run's adapted student, or neither."""
     summary = run.summary()
-    if (summary.get("verdict") or {}).get("ship") == "source-only":
-        log.warning(
-            "the verdict is to ship the %s: edgeda export %s --role source_only", reference_student(summary), run.path
-        )
+    caution = cautioned(summary)
+    if caution:
+        log.warning("the verdict is to ship neither student yet: %s", caution)
+    elif (summary.get("verdict") or {}).get("ship") == "source-only":
+        command = f"edgeda export{as_argument(run.path)} --role source_only"
+        log.warning("the verdict is to ship the %s: %s", reference_student(summary), command)
 
 
 def verdict_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The label-free verdict in a line, and one more where target labels, if there were any, say otherwise."""
+    """The label-free verdict in a line; one that it is not ready to ship, and one where target labels say otherwise."""
     verdict = summary.get("verdict")
     if not isinstance(verdict, Mapping):
         return []
+    choice = f"the {shipped_student(summary)}: {verdict.get('reason')}"
+    caution, contradiction = cautioned(summary), contradicted(summary)
+    lines = [f"verdict: not ready to ship: {caution}"] if caution else []
+    if summary.get("method") != "source-only":
+        lines.append(
+            f"of the two students, without labels: {choice}" if caution else f"verdict (label-free): ship {choice}"
+        )
+    return [*lines, *([contradiction] if contradiction else [])]
+
+
+def shipped_student(summary: Mapping[str, Any]) -> str:
+    """The student that the label-free verdict takes, in a sentence after "the"."""
+    verdict = summary.get("verdict") or {}
+    return "adapted student" if verdict.get("ship") == "adapted" else reference_student(summary)
+
+
+def cautioned(summary: Mapping[str, Any]) -> str | None:
+    """That the student which the verdict takes is close to guessing, by what there is: im, source and target labels."""
+    verdict = summary.get("verdict")
+    if not isinstance(verdict, Mapping):
+        return None
     adapted = verdict.get("ship") == "adapted"
-    shipped = "adapted student" if adapted else reference_student(summary)
-    lines = [f"verdict (label-free): ship the {shipped}: {verdict.get('reason')}"]
-    contradiction = contradicted(summary)
-    return [*lines, contradiction] if contradiction else lines
+    found = (summary.get("accuracy") or {}).get("student" if adapted else "source_only") or {}
+    scores = (verdict.get("evidence") or {}).get("im")
+    im = scores.get("adapted" if adapted else "source_only") if isinstance(scores, Mapping) else None
+    said = guessing(
+        len(summary.get("classes") or ()), im if isinstance(im, (int, float)) and im >= 0 else None,
+        {"the source": found.get("source"), "the target": (found.get("target") or {}).get("selected")},
+    )  # fmt: skip
+    return f"the {shipped_student(summary)} is {said}" if said else None
 
 
 def contradicted(summary: Mapping[str, Any]) -> str | None:
     """One line when target labels contradict the label-free verdict, None when they agree or there are none.
 
     They contradict it when the student it would not ship is the better one on target-test, by more than a tenth
-    of a point.
+    of a point, and does not guess.
     """
     found = summary.get("accuracy") or {}
     student, reference = (((found.get(role) or {}).get("target") or {}).get("selected") for role in (
@@ -131,7 +177,7 @@ def contradicted(summary: Mapping[str, Any]) -> str | None:
         return None
     adapted = summary["verdict"].get("ship") == "adapted"
     better, worse = (reference, student) if adapted else (student, reference)
-    if better <= worse + 0.1:
+    if better <= worse + 0.1 or like_guessing(better, len(summary.get("classes") or ())):
         return None
     who = reference_word(summary) if adapted else "adapted"
     return (
@@ -183,4 +229,4 @@ def export_text(result: Mapping[str, Any]) -> str:
     )
     if not all(row["clean"] for row in result["table"]):
         lines.append("other programs used the CPU meanwhile: latencies are not clean")
-    return "\n".join([*lines, "", f"next: edgeda profile {result['path']}"])
+    return "\n".join([*lines, "", f"next: edgeda profile {shlex.quote(str(result['path']))}"])

@@ -104,7 +104,7 @@ def bundle(world: World, model: object, kit: str) -> Action:
 def profile(model: object) -> Action:
     """`edgeda profile` of one engine."""
     return command(
-        "profile", str(model), "--engine", "onnxruntime", "--budget", "0.01", "--no-memory", "--threads", "1"
+        "profile", str(model), "--engine", "onnxruntime", "--seconds", "0.01", "--no-memory", "--threads", "1"
     )
 
 

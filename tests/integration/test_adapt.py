@@ -75,13 +75,16 @@ def test_another_seed_gives_another_student(command: Edgeda, run_directory: Path
 
 
 def test_without_target_labels_accuracy_is_null_and_there_is_a_verdict(
-    command: Edgeda, folders: Folders, tmp_path: Path
+    command: Edgeda, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr("edgeda.pretrained._can_be_had", lambda name: False)
     ran = command(
         "adapt", "--source", folders.source, "--target", folders.target, *TINY, "--epochs", 1, "--out", tmp_path / "r",
-        "--json",
+        "--set", "teacher.pretrained=auto", "--set", "student.pretrained=auto", "--json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
+    said = "warning: teacher resnet10t and student resnet10t: from scratch: no pretrained weights could be had ("
+    assert (ran.err.count(said), ran.err.count("pretrained")) == (1, 1), "once"
     assert ran.json["accuracy"]["student"]["target"] == {"last": None, "selected": None, "oracle": None}
     assert ran.json["verdict"]["evidence"]["images"] == 32
 
@@ -166,7 +169,7 @@ def test_ctrl_c_saves_the_state_and_says_how_to_go_on(
 
     other = edgeda("adapt", "--out", out, "--resume", "--epochs", 2)
     assert other.code == 2
-    assert "train.epochs is 50, now 2" in other.error
+    assert f"--epochs: the run in {out} has 50, now 2 is asked for" in other.error
 
 
 def test_a_recipe_edited_after_the_checkpoint_is_refused(command: Edgeda, run_directory: Path, tmp_path: Path):

@@ -80,7 +80,7 @@ def test_evaluate_needs_data_with_the_models_classes(command: Edgeda, run_direct
 
 
 def test_profile_counts_and_times_run_and_export(command: Edgeda, run_directory: Path, exported: dict):
-    ran = command("profile", run_directory, "--budget", 0.05, "--json")
+    ran = command("profile", run_directory, "--seconds", 0.05, "--json")
     assert ran.code == 0, ran.err
     rows = {row["engine"]: row for row in ran.json["rows"]}
     assert set(rows) == {"torch", "onnxruntime", "openvino"}
@@ -106,13 +106,13 @@ def test_compare_has_the_three_networks_and_the_export(command: Edgeda, run_dire
 def test_without_a_model_the_newest_run_is_meant_and_named(edgeda: Edgeda, run_directory: Path, tmp_path: Path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(run_directory)
-    ran = edgeda("profile", "--engine", "torch", "--budget", 0.05, cwd=tmp_path)
+    ran = edgeda("profile", "--engine", "torch", "--seconds", 0.05, cwd=tmp_path)
     assert ran.code == 0, ran.err
     assert "runs/mine" in ran.err
 
 
 def test_known_backbones_have_their_known_cost(command: Edgeda):
-    ran = command("profile", "r50", "r18", "--classes", 1000, "--input-size", 224, "--budget", 0.01, "--json")
+    ran = command("profile", "r50", "r18", "--classes", 1000, "--input-size", 224, "--seconds", 0.01, "--json")
     assert ran.code == 0, ran.err
     costs = [(round(row["gmacs"], 1), round(row["params_m"], 1)) for row in ran.json["rows"]]
     assert costs == [(4.1, 25.6), (1.8, 11.7)]
@@ -124,7 +124,7 @@ def test_the_light_parts_work_without_torch(exported: dict, folders: Folders):
 import sys
 sys.modules["torch"] = None
 from edgeda.cli import app
-for arguments in (["profile", {exported["path"]!r}, "--budget", "0.02"],
+for arguments in (["profile", {exported["path"]!r}, "--seconds", "0.02"],
                   ["evaluate", {exported["path"]!r}, "--data", {str(folders.target_test)!r}], ["--version"]):
     app(arguments, standalone_mode=False)
 from edgeda.runtime import Classifier

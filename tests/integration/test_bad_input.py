@@ -83,15 +83,20 @@ def test_classes_that_differ_are_named(command: Edgeda, folders: Folders, tmp_pa
         (["--set", "student.backbone=resnet81"], ["unknown backbone 'resnet81'"]),
         (["--method", "kd-dua"], ["unknown method 'kd-dua'", "did you mean 'kd-uda'"]),
         (["--alignment", "mdd_"], ["unknown alignment 'mdd_'"]),
-        (["--alignment", "mcc,mcc"], ["adapt.alignment names 'mcc' twice", "adapt.weight"]),
+        (["--alignment", "mcc,mcc"], ["error: --alignment: 'mcc' is named twice", "adapt.weight"]),
         (["--alignment", ""], ["unknown alignment ''"]),
         (["--set", "distill.tua=3"], ["unknown key 'distill.tua'", "did you mean 'distill.tau'"]),
         (["--set", "distill.tau=hot"], ["distill.tau", "'hot'"]),
         (["--set", "nonsense"], ["expected key=value"]),
-        (["--select", "best"], ["select.rule", "'best'"]),
-        (["--precision", "int3"], ["train.precision", "'int3'"]),
-        (["--batch-size", "1"], ["train.batch_size"]),
-        (["--epochs", "0"], ["train.epochs"]),
+        (["--select", "best"], ["error: --select: input should be", "'best'"]),
+        (["--precision", "int3"], ["error: --precision: input should be", "'int3'"]),
+        (["--batch-size", "1"], ["error: --batch-size: input should be", "got 1"]),
+        (["--epochs", "0"], ["error: --epochs: input should be", "got 0"]),
+        (["--seed", "-1"], ["error: --seed: "]),
+        (["--devices", "5000"], ["error: --devices: ", "got 5000"]),
+        (["--cache-gb", "-1"], ["error: --cache-gb: "]),
+        (["--set", "train.epochs=0"], ["error: recipe default: train.epochs: input should be", "got 0"]),
+        (["--epochs", "3", "--set", "train.epochs=0"], ["error: recipe default: train.epochs: "]),
         (["--recipe", "papr"], ["no such recipe file or preset: papr", "did you mean 'paper'"]),
         (["--set", "teacher.pretrained=missing.pth"], ["no such weights file", "missing.pth"]),
         (["--resume"], ["nothing to resume in run"]),
@@ -101,6 +106,14 @@ def test_classes_that_differ_are_named(command: Edgeda, folders: Folders, tmp_pa
 )
 def test_requests_that_make_no_sense(command: Edgeda, folders: Folders, arguments: list[str], words: list[str]):
     refused(adapt(command, folders, *arguments), *words)
+
+
+def test_a_value_in_a_file_is_said_by_its_key(command: Edgeda, folders: Folders, tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("train: {epochs: 0}")
+    asked = (*folders.arguments, "--recipe", tmp_path / "mine.yaml")
+    assert f"recipe {tmp_path / 'mine.yaml'}: train.epochs: " in command("adapt", *asked).error
+    assert "--seed: " in command("adapt", *asked, "--epochs", 3, "--seed", -1).error
+    assert "train.epochs: " in command("adapt", *asked, "--seed", 1).error, "that option is not to blame"
 
 
 def test_source_without_target(command: Edgeda, folders: Folders):

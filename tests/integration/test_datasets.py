@@ -28,7 +28,8 @@ def test_list(command: Edgeda):
     ]  # fmt: skip
     assert " ".join(rows[0]) == "office31 amazon 2817, dslr 498, webcam 795 31 4110 no"
     assert "office31: Saenko et al., ECCV 2010, https://" in ran.out, "where to get it"
-    assert "Looked for in data." in ran.out
+    assert "looked for in the folder data." in ran.out
+    assert "Always there (extra `data`): mnist, mnist-test, " in ran.out
     class_tree(Path("data/office31/dslr"), ("mug", "pen"))
     assert "in part" in command("datasets", "list").out
     ran = command("datasets", "list", "--json")
@@ -40,7 +41,7 @@ def test_list(command: Edgeda):
 def test_check(command: Edgeda):
     ran = command("datasets", "check")
     assert ran.code == 2
-    assert "no data set is in data; `edgeda datasets list`" in ran.error
+    assert "no data set is in the folder data; `edgeda datasets list`" in ran.error
     class_tree(Path("elsewhere/office31/dslr"), ("mug", "pen"))
     ran = command("datasets", "check", "office31", "--root", "elsewhere")
     assert ran.code == 2

@@ -79,7 +79,7 @@ def test_foreign_onnx_files(command: Edgeda) -> None:
     Path("inside").mkdir()
     foreign = Path("inside/foreign.onnx")
     onnx.save(model, foreign)
-    profiled = command("profile", foreign, "--engine", "onnxruntime", "--budget", 0.01, "--json")
+    profiled = command("profile", foreign, "--engine", "onnxruntime", "--seconds", 0.01, "--json")
     assert profiled.code == 0, profiled.err
     assert "was not exported by edgeda" in command("evaluate", foreign, "--data", ".").error
     cut = Path("inside/cut.onnx")
@@ -93,6 +93,6 @@ def test_foreign_onnx_files(command: Edgeda) -> None:
     outside.data_location = TensorProto.EXTERNAL
     outside.external_data.add(key="location", value="../secret.bin")
     Path("inside/outside.onnx").write_bytes(model.SerializeToString())
-    ran = command("profile", "inside/outside.onnx", "--engine", "onnxruntime", "--budget", 0.01)
+    ran = command("profile", "inside/outside.onnx", "--engine", "onnxruntime", "--seconds", 0.01)
     assert ran.code == 2
     assert "inside/outside.onnx keeps weights in '../secret.bin', which is no file of its own folder" in ran.error

@@ -80,7 +80,7 @@ def watched(folders: Folders, environment: dict[str, str], tmp_path_factory: pyt
         ["export", run, "--onnx"],
         ["export", run, "--openvino", "--precision", "int8", "--out", "openvino"],
         ["predict", run, "--source", str(folders.target_test)],
-        ["profile", run, "--budget", "0.01"],
+        ["profile", run, "--seconds", "0.01"],
         ["report", run, "--seconds", "0.01"],
         ["compare", run, "--seconds", "0.01"],
         ["bundle", run, "--for", "triton", "--out", "kit"],

@@ -53,7 +53,7 @@ def test_a_model_is_measured_there_and_nothing_stays(command, remote: Sshd, tmp_
     Image.fromarray(np.full((20, 30, 3), 7, np.uint8)).save(tmp_path / "photo.png")
     python = python_without(tmp_path / "device", *BLOCKED)
     ran = command(
-        "profile", path, "--device", remote.url, "--remote-python", python, "--budget", 0.02, "--batch-size", "1,8",
+        "profile", path, "--device", remote.url, "--remote-python", python, "--seconds", 0.02, "--batch-size", "1,8",
         "--image", "photo.png", "--layers", "--estimate", "thor", "--json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
@@ -81,7 +81,7 @@ def test_the_job_holds_no_more_than_a_device_needs(tmp_path: Path) -> None:
 
 
 def refused(command, path: Path, remote: Sshd, *more: object) -> tuple[int, str]:
-    ran = command("profile", path, "--device", remote.url, "--budget", 0.01, "--engine", "onnxruntime", *more)
+    ran = command("profile", path, "--device", remote.url, "--seconds", 0.01, "--engine", "onnxruntime", *more)
     assert ran.out == ""
     assert remote.leftovers() == []
     return ran.code, ran.error

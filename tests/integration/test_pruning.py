@@ -110,7 +110,7 @@ def test_a_pruned_run_exports_and_profiles(command: Edgeda, pruned: Path):
     assert exported.json["manifest"]["gmacs"] == student["gmacs"]
     reference = command("export", pruned, "--role", "source_only", "--json", "--out", "reference")
     assert reference.json["manifest"]["gmacs"] > student["gmacs"]
-    profiled = command("profile", "exported/student.onnx", "--engine", "onnxruntime", "--budget", 0.05, "--json")
+    profiled = command("profile", "exported/student.onnx", "--engine", "onnxruntime", "--seconds", 0.05, "--json")
     assert profiled.code == 0, profiled.err
     assert profiled.json["rows"][0]["gmacs"] == pytest.approx(student["gmacs"], rel=0.03)  # BatchNorm is folded there
 
@@ -142,12 +142,12 @@ def test_prune_a_finished_run(command: Edgeda, request: pytest.FixtureRequest, s
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--macs-cut", 0], "prune.macs_cut: input should be greater than 0"),
-        (["--macs-cut", 1], "prune.macs_cut: input should be less than 1"),
-        (["--macs-cut", 45], "prune.macs_cut: input should be less than 1"),
-        (["--macs-cut", "nan"], "prune.macs_cut: input should be a finite number"),
+        (["--macs-cut", 0], "--macs-cut: input should be greater than 0"),
+        (["--macs-cut", 1], "--macs-cut: input should be less than 1"),
+        (["--macs-cut", 45], "--macs-cut: input should be less than 1"),
+        (["--macs-cut", "nan"], "--macs-cut: input should be a finite number"),
         (["--macs-cut", 0.99], "cut less, or lower prune.minimum"),
-        (["--iterations", 0], "prune.iterations: input should be greater than or equal to 1"),
+        (["--iterations", 0], "--iterations: input should be greater than or equal to 1"),
         (["--role", "sudent"], "--role sudent; did you mean 'student'?"),
         (["--role", "source_only"], "--role source_only"),
         (["--set", "student.backbone=r18"], "leave both alone"),

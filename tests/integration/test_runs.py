@@ -44,14 +44,19 @@ def recipe(folders: Folders, **values: object) -> Recipe:
     return adapt_recipe(None, options, tiny, None, False)
 
 
-def test_a_run_with_heads_and_dropout_resumes_to_the_same_student(folders: Folders, tmp_path: Path):
+def test_a_run_with_heads_and_dropout_resumes_to_the_same_student(
+    folders: Folders, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     """Building the heads anew draws random numbers, which must not shift those that the run goes on with."""
     chosen = {"adapt.alignment": ["mdd", "cdan+e"], "distill.loss": "dkd", "train.warmup_epochs": 0}
     adapt(recipe(folders, **chosen), tmp_path / "whole", Watcher())
     often = recipe(folders, **chosen, **{"train.checkpoint_minutes": 0})
     with pytest.raises(KeyboardInterrupt):
         adapt(often, tmp_path / "killed", Watcher("joint", 2))
-    adapt(often, tmp_path / "killed", Watcher(), resume=True)
+    with caplog.at_level("INFO"):
+        adapt(often, tmp_path / "killed", Watcher(), resume=True)
+    (said,) = [record.getMessage() for record in caplog.records if "going on" in record.getMessage()]
+    assert said == "going on from stage joint (4 of 4), epoch 1 of 1, after 1 of its 2 batches"
     students = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "killed")]
     assert students[0] == students[1]
     losses = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-1])["losses"]

@@ -327,7 +327,7 @@ def test_check_of_what_cannot_be_read(root):
 
 
 def test_check_of_nothing(root):
-    with pytest.raises(InputError, match="no data set is in"):
+    with pytest.raises(InputError, match="no data set is in the folder"):
         check([], root)
     with pytest.raises(InputError, match="svhn:train is not there"):
         check(["svhn"], root)

@@ -218,3 +218,30 @@ def test_a_model_swapped_under_a_running_process_changes_nothing(tmp_path: Path,
     assert classifier(RED)[0].probability == before
     shutil.rmtree(path.parent)
     assert classifier(BLUE)[0].label == "blue"
+
+
+def readme_lines(tmp_path: Path) -> list[str]:
+    """Both snippets of README's section on embedding, with names of this folder's files."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## On the device")[1].split("\n## ")[0]
+    lines = [line.removeprefix("    ") for line in section.splitlines() if line.startswith("    ")]
+    text = "\n".join(lines).replace("runs/demo/exports/student.onnx", str(tmp_path / "model.onnx"))
+    return text.replace('"image.png"', repr(str(tmp_path / "image.png"))).splitlines()
+
+
+def test_the_exceptions_of_readme_are_those_to_catch(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(RED).save(tmp_path / "image.png")
+    lines = readme_lines(tmp_path)
+    at = next(number for number, line in enumerate(lines) if "EdgedaError" in line)
+    names: dict[str, object] = {}
+    exec("\n".join(lines[:at]), names)
+    exec("\n".join(lines[at:]), names)
+    assert len(set(capsys.readouterr().out.split())) == 1, "a label, twice"
+    (tmp_path / "image.png").write_bytes(b"no image")
+    exec("\n".join(lines[at:]), names)
+    assert capsys.readouterr().out.startswith("skipped: cannot read image")
+    model.write_bytes(b"no model")
+    with pytest.raises(InputError):
+        exec("\n".join(lines[:at]), names)

@@ -22,7 +22,9 @@ from edgeda.report.evidence import Evidence, confusion, domain_gap, layer_costs,
 from edgeda.report.pareto import budget_ms, front, ship
 from edgeda.report.pruned import Pruner, parse_cuts
 from edgeda.report.report import timed_calls
+from edgeda.report.sections import head_section, headline
 from edgeda.report.summary import contradicted, verdict_lines
+from edgeda.report.svg import escape
 from edgeda.runtime.preprocessing import Preprocessing
 
 
@@ -54,9 +56,9 @@ def test_a_budget_buys_the_most_accurate_that_fits_or_names_the_nearest():
 
 def test_without_target_labels_the_label_free_verdict_chooses():
     rows = [row(None, 1.0, network="teacher"), row(None, 3.0, network="student"), row(None, 4.0, network="source_only")]
-    assert ship(rows, 5, {"ship": "adapted"})["row"] == 1
-    assert ship(rows, 5, {"ship": "source-only"})["row"] == 2
-    assert "label-free" in ship(rows, 5, None)["sentence"]
+    assert ship(rows, 5, {"verdict": {"ship": "adapted"}})["row"] == 1
+    assert ship(rows, 5, {"verdict": {"ship": "source-only"}})["row"] == 2
+    assert "label-free" in ship(rows, 5, {"verdict": None})["sentence"]
 
 
 @pytest.mark.parametrize(("text", "ms"), [("5ms", 5), ("0.5 s", 500), ("800us", 0.8)])
@@ -91,6 +93,45 @@ def test_labels_that_contradict_the_verdict_are_heard():
     first, second = verdict_lines(summary(70, 60, "source-only"))
     assert first == "verdict (label-free): ship the source-only student: because"
     assert "the adapted student is better" in second
+
+
+@pytest.mark.parametrize(
+    ("im", "source", "target", "sign"),
+    [
+        (0.2, 90.0, 80.0, "im 0.2 of at most 2.3"),
+        (2.0, 18.9, 80.0, "18.9 % right on the source, by chance 10.0 %"),
+        (2.0, 90.0, 12.0, "12.0 % right on the target, by chance 10.0 %"),
+    ],
+)
+def test_a_student_that_guesses_is_sold_nowhere(im: float, source: float, target: float, sign: str):
+    adapted = {"target": {"selected": target}, "source": source}
+    ran = {
+        "classes": [str(digit) for digit in range(10)],
+        "accuracy": {"student": adapted, "source_only": {"target": {"selected": 11.0}, "source": 90.0}},
+        "verdict": {"ship": "adapted", "reason": "because", "evidence": {"im": {"adapted": im, "source_only": 2.0}}},
+    }
+    caution = f"the adapted student is close to guessing ({sign}): train longer"
+    assert verdict_lines(ran) == [
+        f"verdict: not ready to ship: {caution}", "of the two students, without labels: the adapted student: because"
+    ]  # fmt: skip
+    assert headline(ran, []) == "Do not ship this yet: the adapted student is close to guessing."
+    page = head_section("run", ran, [], Evidence())
+    assert ("verdict bad" in page, escape(sign) in page) == (True, True)
+    assert caution in ship([row(None, 1.0, network="student")], 5, ran)["sentence"]
+    assert "close to guessing" not in ship([row(80, 1.0)], 5, ran)["sentence"]
+    assert "close to guessing" in ship([row(18, 1.0)], 5, ran)["sentence"]
+
+
+def test_a_student_that_has_learned_is_not_called_guessing():
+    ran = summary(19.1, 11, "adapted") | {"classes": [str(digit) for digit in range(10)]}
+    ran["verdict"]["evidence"] = {"im": {"adapted": 0.24}}
+    assert verdict_lines(ran) == ["verdict (label-free): ship the adapted student: because"]
+
+
+def test_labels_say_nothing_between_two_students_that_guess():
+    ran = summary(11, 9, "source-only")
+    assert contradicted(ran) is not None
+    assert contradicted({**ran, "classes": [str(digit) for digit in range(10)]}) is None
 
 
 def test_an_oracle_is_never_shown_as_selected(tmp_path: Path):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from edgeda.doctor import EXTRAS, diagnose, doctor_text, instruction_sets
+from edgeda.profiling.machine import machine
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,21 @@ def test_a_missing_package_names_its_extra_and_what_it_would_bring(monkeypatch: 
         "detail": "openvino not installed: pip install 'edgeda[openvino]'",
     }
     assert ability(found, "train")["detail"] == "timm not installed: pip install 'edgeda[train]'"
-    assert "missing: run models with OpenVINO (pip install 'edgeda[openvino]')" in doctor_text(found)
+    text = doctor_text(found)
+    assert "missing: run models with OpenVINO (pip install 'edgeda[openvino]')" in text
+    cells = {" ".join(line.split()) for line in text.splitlines()}
+    assert "openvino no run models with OpenVINO missing: openvino" in cells, "the table says it, too"
+
+
+def test_every_cell_says_something_and_tensorrt_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr("edgeda.doctor.machine", lambda: machine() | {"gpus": [{"name": "A GPU"}]})
+    found = diagnose()
+    assert all(each["detail"] for each in found["abilities"])
+    assert ability(found, "use TensorRT")["detail"] == "tensorrt not installed: pip install 'edgeda[gpu]'"
+    assert "(pip install 'edgeda[gpu]')" in doctor_text(found)
+    found["machine"]["gpus"] = []
+    assert "(pip install 'edgeda[gpu]' where there is one, in place of the extra cpu)" in doctor_text(found)
 
 
 def test_a_machine_for_deployment_has_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:

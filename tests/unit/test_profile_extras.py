@@ -61,7 +61,7 @@ def test_everything_of_an_onnx_file_at_once(tmp_path: Path) -> None:
     Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(30, 40, 3)).save(tmp_path / "photo.png")
     extras = Extras(streams=(2, 1), memory=True, end_to_end=True, image=tmp_path / "photo.png")
     result = profile(
-        [str(path)], batch_sizes=(1, 8), engines=["onnxruntime"], threads=2, budget_s=0.02, extras=extras, layers=True,
+        [str(path)], batch_sizes=(1, 8), engines=["onnxruntime"], threads=2, seconds=0.02, extras=extras, layers=True,
         estimate_for=["orin-nano"],
     )  # fmt: skip
     json.dumps(result, allow_nan=False)
@@ -207,14 +207,14 @@ def test_files_of_a_model(tmp_path: Path) -> None:
 )
 def test_bad_requests_are_one_line(command, tmp_path: Path, arguments: tuple[str, ...], code: int, says: str) -> None:
     path = small_classifier(tmp_path / "small.onnx")
-    ran = command("profile", path, "--budget", 0.01, "--no-memory", *arguments)
+    ran = command("profile", path, "--seconds", 0.01, "--no-memory", *arguments)
     assert (ran.code, ran.out) == (code, "")
     assert says in ran.error
 
 
 def test_json_of_the_command_carries_everything_and_non_finite_outputs_are_said(command, tmp_path: Path) -> None:
     path = small_classifier(tmp_path / "small.onnx", bias=float("inf"))
-    asked = ("--engine", "onnxruntime", "--budget", 0.01, "--no-memory", "--threads", 1)
+    asked = ("--engine", "onnxruntime", "--seconds", 0.01, "--no-memory", "--threads", 1)
     ran = command("profile", path, *asked, "--layers", "--json")
     assert ran.code == 0, ran.err
     assert set(ran.json) == {"rows", "machine", "device", "state", "layers"}

@@ -229,6 +229,20 @@ def test_an_equal_student_is_not_worth_a_change():
     assert judge(SURE, SURE, None, 96.0, 96.0).ship == "source-only"
 
 
+def test_the_verdict_says_when_what_it_ships_is_close_to_guessing():
+    # of at most ln 3 = 1.1 nats a tenth is 0.11; of three classes a third is right by chance, 40 % a tenth beyond
+    faint, fainter = sure([0, 1, 2, 2, 1, 0], logit=0.8), sure([0, 1, 2, 2, 1, 0], logit=0.5)
+    assert judge(SURE, UNSURE, None, 41.0, 41.0).caveat is None
+    assert judge(SURE, UNSURE, None, 39.0, 90.0).ship == "source-only"
+    assert judge(SURE, UNSURE, None, 39.0, 90.0).caveat is None, "what it ships knows the source"
+    caveat = judge(SURE, UNSURE, None, 39.0, 41.0).to_dict()["caveat"]
+    assert caveat == "close to guessing (39.0 % right on the source, by chance 33.3 %): train longer"
+    for better, worse, taken in ((faint, fainter, "adapted"), (fainter, faint, "source-only")):
+        verdict = judge(better, worse, None, 90.0, 90.0)
+        assert verdict.ship == taken
+        assert str(verdict.caveat).startswith("close to guessing (im 0.07")
+
+
 def test_neither_verdict_nor_label_free_scores_can_read_labels():
     for function in (judge, label_free_scores, information_maximization, soft_neighborhood_density):
         assert not [name for name in inspect.signature(function).parameters if "label" in name or "target_acc" in name]
