@@ -2,10 +2,10 @@
 
     python benchmarks/batchnorm.py [--network r50 --batch-size 32 --size 224 --precision bf16 --threads 0]
 
-Every BatchNorm of the network, forward and backward, with the ReLU and the addition or pooling that follow it, of random
-numbers in channels-last format; convolutions are left out. What is compared with is what trains without the kernels: in
-bf16, ReLU on the bits as integers. Prints milliseconds (medians) by shape and for the whole network. Needs the extra
-`fast`.
+Every BatchNorm of the network, forward and backward, with the ReLU and the addition or pooling that follow it, of
+random numbers in channels-last format; convolutions are left out. What is compared with is what trains without the
+kernels: in bf16, ReLU on the bits as integers. Prints milliseconds (medians) by shape and for the whole network. Needs
+the extra `fast`.
 """
 
 from __future__ import annotations

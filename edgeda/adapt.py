@@ -34,7 +34,7 @@ from edgeda.distributed.world import world
 from edgeda.errors import InputError, WrongKey, from_os_error
 from edgeda.fast_blocks import use_fast_network
 from edgeda.first_networks import first_networks
-from edgeda.memory import keep_freed_memory
+from edgeda.memory import is_out_of_memory, keep_freed_memory
 from edgeda.methods import METHODS, Stage, Workshop, method_name, stages
 from edgeda.models import Architecture, Network, backbone_name
 from edgeda.precision import FABRIC, resolve_device, resolve_precision
@@ -143,7 +143,7 @@ def _in_plain_words(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
     except RuntimeError as error:
         if is_lost(error):
             raise lost(error, f"; go on with: edgeda adapt --out {run.path} --resume") from error
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise InputError(
             f"not enough memory for batches of {count} and {count} images; lower train.batch_size or data.input_size"
@@ -222,7 +222,8 @@ def resolve(recipe: Recipe) -> Recipe:
     device = resolve_device(recipe.train.device)
     if device == "cpu":
         keep_freed_memory()
-    largest = Architecture(recipe.teacher.backbone, 10)
+    taught = any("teacher" in (*stage.trains, *stage.starts_from) for stage in stages(recipe))
+    largest = Architecture((recipe.teacher if taught else recipe.student).backbone, 10)
     precision = resolve_precision(recipe.train.precision, device, largest, recipe.data.input_size)
     train = recipe.train.model_copy(update={"threads": threads, "device": device, "precision": precision})
     return recipe.model_copy(update={"train": train})
@@ -289,7 +290,7 @@ def _train(
 def _describe(data: Domains, recipe: Recipe, origins: dict[str, str]) -> None:
     """Say what was found before hours are spent on it."""
     names = ", ".join(data.classes[:6]) + (", ..." if len(data.classes) > 6 else "")
-    held = 0 if data.source_test is data.source else len(data.source_test)
+    held = len(data.source_test) if data.held_out else 0
     log.info("source %s: %d images, %d held out, %d classes (%s)", recipe.data.source, len(data.source) + held, held,
              len(data.classes), names)  # fmt: skip
     tested = f"; {len(data.target_test)} labelled images for reporting" if data.target_test else ""
@@ -298,11 +299,6 @@ def _describe(data: Domains, recipe: Recipe, origins: dict[str, str]) -> None:
     for origin in dict.fromkeys(origins[role] for role in named if role in origins):
         those = " and ".join(f"{role} {name}" for role, name in named.items() if origins.get(role) == origin)
         log.log(logging.WARNING if origin.startswith(NOT_HAD) else logging.INFO, "%s: %s", those, origin)
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """torch's own error on a GPU; on a CPU it is a RuntimeError like any other."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _images_digest(*parts: ImageSet | None) -> str:

@@ -23,6 +23,7 @@ from edgeda.recipe_file import changed, load_recipe
 from edgeda.report.benchmark import Cell, tabulate
 from edgeda.report.benchmark_text import comma_separated, markdown
 from edgeda.train import Record, Watcher
+from edgeda.watching import Deaf
 from edgeda.whole_file import check_writable
 
 log = logging.getLogger(__name__)
@@ -220,13 +221,11 @@ def _make_on_ray(
 
 def _work_on(work: Record) -> Record:
     """A cell in a worker."""
-    from edgeda.fleet.scheduler import NullWatcher
-
     os.chdir(work["cwd"])
     planned = Planned(
         work["scenario"], work["method"], work["seed"], Path(work["folder"]), Recipe.model_validate(work["recipe"])
     )
-    made = _make_cell(planned, Path(work["out"]), NullWatcher(), work["overwrite"])
+    made = _make_cell(planned, Path(work["out"]), Deaf(), work["overwrite"])
     reason = planned.failure.read_text(encoding="utf-8").strip() if planned.failure.is_file() else None
     return {"status": "ended", "reason": reason if made else LEFT}
 

@@ -12,12 +12,12 @@ from typing import Any
 from edgeda.artifacts import RECIPE
 from edgeda.methods import ALIASES, stages
 from edgeda.models import backbone_name
-from edgeda.recipe import Recipe
+from edgeda.recipe import WORKPLACE, Recipe
 from edgeda.recipe_file import load_recipe
 from edgeda.run_folder import LOCK, is_vacant
 
-NOT_COMPARED = ("name", "train.threads", "train.checkpoint_minutes", "train.devices")
-"""Keys that do not say what a run's result is."""
+NOT_COMPARED = {"name", "train.threads", *(f"{section}.{key}" for section, keys in WORKPLACE.items() for key in keys)}
+"""Keys that do not say what a run's result is, up to rounding."""
 ORPHAN_S = 60.0
 """Seconds in which a worker whose node or driver has died ends, too."""
 

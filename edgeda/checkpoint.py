@@ -5,6 +5,7 @@ The one before the last is kept: it is loaded when the last has been damaged on 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -19,12 +20,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edgeda.errors import InputError, one_line
+from edgeda.memory import is_out_of_memory
 from edgeda.whole_file import make_folder, sync, whole_file
 
 log = logging.getLogger(__name__)
 
 FILE, PREVIOUS = "state.safetensors", "previous.safetensors"
 _TENSOR = "__tensor__"
+_OF_THE_DISK = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)
+_passed_over: set[Path] = set()
+"""Damaged files in whose stead this process has loaded the ones before them."""
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -37,13 +42,16 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     tree = json.dumps(_strip(state, "", tensors))
     make_folder(folder)
     path, previous = folder / FILE, folder / PREVIOUS
-    if path.is_file():
+    if path in _passed_over:  # the one before it is the last good one
+        path.unlink(missing_ok=True)
+    elif path.is_file():
         previous.unlink(missing_ok=True)  # first: never more than two on the disk
     with whole_file(path) as temporary:
         _write(temporary, tensors, {"tree": tree, "checksum": _checksum(tree, tensors)})
         sync(temporary)  # before the last one goes
         if path.is_file():
             os.replace(path, previous)
+    _passed_over.discard(path)
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -82,7 +90,8 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The tree written last, or None when there is none yet.
 
-    Where the last is damaged, the one before it, which then takes its place; InputError when that is, too.
+    Where the last is damaged, the one before it, with which the next save of this process replaces it; InputError when
+    that is, too. Changes nothing on the disk: several processes may read.
     """
     path, previous = folder / FILE, folder / PREVIOUS
     if not path.is_file():  # killed between two renames, or nothing was saved yet
@@ -92,10 +101,10 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     except InputError as damaged:
         try:
             restored = _read(previous)
-        except InputError:
+        except (InputError, FileNotFoundError):
             raise damaged from None
         log.warning("the checkpoint %s is damaged: going on from the one before it", path)
-        os.replace(previous, path)
+        _passed_over.add(path)
         return restored
 
 
@@ -114,12 +123,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def restoring(path: Path) -> Iterator[None]:
-    """What a checkpoint that is damaged, or was never ours, makes of whoever reads it: InputError."""
+    """What a checkpoint that is damaged, or was never ours, makes of whoever reads it: InputError.
+
+    What may pass, such as too little memory or too many open files, is no damage and stays what it was.
+    """
     try:
         yield
     except (
         SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError,
     ) as error:  # fmt: skip
+        passes = isinstance(error, OSError) and error.errno not in _OF_THE_DISK
+        if passes or is_out_of_memory(error):
+            raise
         raise InputError(
             f"the checkpoint {path} is damaged ({one_line(error)}); start again with --overwrite"
         ) from error

@@ -13,6 +13,7 @@ from edgeda.data import Domains
 from edgeda.errors import InputError
 from edgeda.methods import Stage
 from edgeda.models import Architecture, Network, build_network, load_network
+from edgeda.pretrained import short_digest
 from edgeda.recipe import NetworkRecipe, Recipe
 
 
@@ -63,4 +64,4 @@ def _load_start(path: Path, wanted: NetworkRecipe | None, data: Domains) -> tupl
         raise InputError(
             f"{path} was trained for other classes than those of the source {data.source.name}; use its own"
         )
-    return network, f"the run {path.parent.name} ({path.name})"
+    return network, f"the run {path.parent.name} ({path.name}, sha256 {short_digest(path)})"

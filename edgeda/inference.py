@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from edgeda.data.augment import prepare
 from edgeda.data.squares import Squares
+from edgeda.distributed.batchnorm import batchnorm_layers
 from edgeda.runtime.preprocessing import Preprocessing
 
 BATCH = 128
@@ -39,7 +40,7 @@ def estimate_statistics(network: nn.Module, squares: Squares, preprocessing: Pre
     give the variance of all of them. No augmentation; weights, dropout and random numbers are not
     touched. Needs two images or more.
     """
-    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    layers = [layer for layer in batchnorm_layers(network) if layer.track_running_stats]
     if not layers or len(squares) < 2:
         return
     device = next(network.parameters()).device

@@ -39,6 +39,11 @@ def peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch has an error of its own on a GPU; on a CPU it is a RuntimeError like any."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 def resident_memory_mb() -> float | None:
     """The memory this process has resident now, in MB (2**20 bytes); None where the system does not say."""
     return _status_mb("VmRSS")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections.abc import Mapping
@@ -86,7 +87,13 @@ def _load_backbone(backbone: nn.Module, path: Path) -> str:
             f"another shape, the first is '{missing[0]}'"
         )
     backbone.load_state_dict(fits, strict=False)
-    return f"pretrained ({path.name})"
+    return f"pretrained ({path.name}, sha256 {short_digest(path)})"
+
+
+def short_digest(path: Path) -> str:
+    """The first twelve digits of a file's SHA-256: which weights these are, whatever their name."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

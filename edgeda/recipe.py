@@ -265,7 +265,7 @@ class SelectRecipe(Strict):
     """im and snd need no target labels; oracle reads target-test labels and says so everywhere."""
 
 
-WORKPLACE = {"data": {"cache_gb"}, "train": {"prefetch", "track", "devices"}}
+WORKPLACE = {"data": {"cache_gb"}, "train": {"prefetch", "track", "devices", "checkpoint_minutes"}}
 """Keys that say how a machine works, not what comes out: they may differ when a run is resumed or shared."""
 
 

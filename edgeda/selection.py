@@ -13,6 +13,8 @@ from torch import Tensor
 from edgeda.guessing import guessing
 
 SND_TEMPERATURE = 0.05
+SND_BLOCK = 2**24
+"""Similarities that are held at a time: some rows of those of all images."""
 SOURCE_TOLERANCE = 15.0
 """Points of source accuracy an adapted student may lose before the verdict turns against it."""
 COLLAPSE = 0.6
@@ -39,9 +41,13 @@ def soft_neighborhood_density(logits: Tensor, temperature: float = SND_TEMPERATU
     everything scores highest.
     """
     outputs = F.normalize(F.softmax(logits.float(), dim=1), dim=1)
-    similarity = outputs @ outputs.T / temperature
-    similarity.fill_diagonal_(float("-inf"))
-    return float(torch.special.entr(F.softmax(similarity, dim=1)).sum(dim=1).mean())
+    count = len(outputs)
+    rows, total = max(1, SND_BLOCK // count), 0.0
+    for first in range(0, count, rows):
+        similarity = outputs[first : first + rows] @ outputs.T / temperature
+        similarity.diagonal(first).fill_(float("-inf"))
+        total += float(torch.special.entr(F.softmax(similarity, dim=1)).sum(dtype=torch.float64))
+    return total / count
 
 
 def effective_classes(logits: Tensor) -> float:

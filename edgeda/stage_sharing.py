@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,7 @@ class StageSharing:
         if epochs is None:
             return False
         before = len(fit.history)
+        first = {role: copy.deepcopy(fit.network(role).state_dict()) for role in stage.trains}
         try:
             for epoch, outcome in enumerate(epochs, 1):
                 for role, weights in outcome["networks"].items():
@@ -86,6 +88,8 @@ class StageSharing:
         except InputError as error:  # Diverged too: then this run says it of its own training
             log.warning("a stage shared with other cameras is trained again: %s", error)
             del fit.history[before:]
+            for role, weights in first.items():
+                fit.network(role).load_state_dict(weights)
             for role in stage.scores:
                 fit.best.pop(role, None)
             return False

@@ -13,7 +13,7 @@ from types import FrameType
 def stopping(ask: Callable[[int], None]) -> Iterator[None]:
     """While it lasts, the first signal calls `ask` with its number; after it each raises KeyboardInterrupt.
 
-    Outside the main thread, where signals cannot be heard, nothing is changed.
+    A signal that is ignored stays so. Outside the main thread, where signals cannot be heard, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -27,7 +27,8 @@ def stopping(ask: Callable[[int], None]) -> Iterator[None]:
         asked = True
         ask(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
     finally:

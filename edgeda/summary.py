@@ -71,7 +71,7 @@ def finish(
         "peak_memory_mb": peak_memory_mb(),
         "selection": {"rule": recipe.select.rule, "epoch": selected["student"]["epoch"]},
         "accuracy": {role: _accuracies(role, fit) for role in ROLES},
-        "accuracy_source_images": "held out" if data.source_test is not data.source else "training images",
+        "accuracy_source_images": "held out" if data.held_out else "training images",
         "verdict": verdict.to_dict(),
         "complexity": {role: _complexity(networks[role], recipe) for role in ROLES if role in networks},
     }

@@ -103,6 +103,7 @@ class Fit:
                         if state["cuda_rng"]:  # all processes draw the same numbers
                             torch.cuda.set_rng_state(state["cuda_rng"][0], self.workshop.fabric.device)
                         self.workshop.fabric.strategy.precision.load_state_dict(state["precision"])
+                    state = None  # as large as all networks and optimizers
                 elif not self.shared.adopt(index):
                     for role, origin in stage.starts_from.items():
                         if isinstance(origin, Path):  # it was built from that file

@@ -30,7 +30,9 @@ class Domains:
     classes: tuple[str, ...]
     source: ImageSet
     source_test: ImageSet
-    """Source images held out for reporting; the training images themselves when none are held out."""
+    """Source images for reporting: held out, or training images."""
+    held_out: bool
+    """Whether no image of `source_test` is trained on."""
     target: ImageSet
     target_test: ImageSet | None
 
@@ -72,8 +74,8 @@ def load_domains(recipe: DataRecipe, cache: SquareCache | None = None) -> Domain
         raise InputError(f"no readable source image is left of class {', '.join(gone)} in {recipe.source}")
     target = read(target_domain, "target")
     test = read(test_domain, "target-test") if test_domain is not None else None
-    training, held_out = _hold_out(source, recipe.source_holdout)
-    return Domains(classes, training, _judged(held_out) if held_out is not training else training, target, test)
+    training, reported = _hold_out(source, recipe.source_holdout)
+    return Domains(classes, training, _judged(reported), reported is not training, target, test)
 
 
 def load_target(recipe: DataRecipe, limit: int | None = None, warn: bool = True) -> ImageSet:

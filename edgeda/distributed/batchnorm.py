@@ -30,7 +30,7 @@ def alone() -> Iterator[None]:
         _alone.pop()
 
 
-def batchnorm_layers(network: nn.Module) -> list[nn.Module]:
+def batchnorm_layers(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """Every BatchNorm layer of a network."""
     return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
@@ -47,7 +47,7 @@ def synchronize(network: nn.Module) -> None:
                 "another backbone (ResNets can)"
             )
         layer.process_group = None  # type: ignore[assignment] # all processes
-        layer.__class__ = _SYNCHRONIZED[type(layer)]
+        layer.__class__ = _SYNCHRONIZED[type(layer)]  # type: ignore[assignment]
 
 
 class _Synchronized(nn.SyncBatchNorm):

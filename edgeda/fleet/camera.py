@@ -20,12 +20,12 @@ from edgeda.errors import InputError
 from edgeda.export.images import parity_images
 from edgeda.fleet.look import LOOKED, apart, look
 from edgeda.fleet.sampling import sample
-from edgeda.fleet.scheduler import NullWatcher
 from edgeda.fleet.served import Shipped, drift_since, export_shipped, serve, try_serving
 from edgeda.fleet.state import Storage
 from edgeda.guessing import why
 from edgeda.recipe import DataRecipe, Recipe
 from edgeda.recipe_file import load_recipe
+from edgeda.watching import Deaf
 
 Record = dict[str, Any]
 
@@ -33,7 +33,7 @@ SOURCE = "looks/source of the fleet"
 """Where the look of the source is kept; no camera's folder has spaces."""
 
 
-class Telling(NullWatcher):
+class Telling(Deaf):
     """Writes the state of a camera when a stage begins and an epoch ends: also a sign of life."""
 
     def __init__(self, storage: Storage, name: str, first: Record, shared: list[str]) -> None:

@@ -49,19 +49,6 @@ class Job:
     """The name of another job that must have ended, however it did."""
 
 
-class NullWatcher:
-    """Training without a display."""
-
-    def stage(self, name: str, epochs: int, steps_per_epoch: int, done: int) -> None:
-        """Nothing."""
-
-    def step(self, pairs: int) -> None:
-        """Nothing."""
-
-    def epoch(self, record: Record) -> None:
-        """Nothing."""
-
-
 def requests(recipe: Recipe) -> tuple[Recipe, int, int]:
     """A recipe as it is run beside others, with the CPUs and GPUs it asks for.
 

@@ -42,7 +42,7 @@ class Workshop:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     """By name: what a method trains beside the networks (discriminators and the like). They outlive their stage."""
     saved_modules: dict[str, Any] = field(default_factory=dict)
-    """Their weights in the checkpoint that is being resumed."""
+    """Weights in the checkpoint that is being resumed, of those that are not built yet."""
     group: Group = field(default_factory=Group)
     """The processes that share a batch."""
 
@@ -56,7 +56,7 @@ class Workshop:
                 torch.manual_seed(self.recipe.train.seed + zlib.crc32(name.encode()))
                 module = build().to(self.fabric.device)
             if name in self.saved_modules:
-                module.load_state_dict(self.saved_modules[name])
+                module.load_state_dict(self.saved_modules.pop(name))
             if sees_part and self.group.size > 1:
                 synchronize(module)
             self.group.follow([*module.parameters(), *module.buffers()])

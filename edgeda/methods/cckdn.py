@@ -67,9 +67,12 @@ class Taps:
 
 
 class Compressor:
-    """Co and Re with their learners; they live in the workshop, whichever network is adapted."""
+    """Co and Re with their learners; they live in the workshop, whichever network is adapted.
 
-    def __init__(self, workshop: Workshop) -> None:
+    `role`: that network, whose schedule they follow.
+    """
+
+    def __init__(self, workshop: Workshop, role: str) -> None:
         recipe, data = workshop.recipe.cckdn, workshop.recipe.data
         self.widths = [recipe.width, 2 * recipe.width, 4 * recipe.width]
         self.compression = workshop.module("cckdn compression", lambda: Compression(STRIDES, self.widths), True)
@@ -80,7 +83,7 @@ class Compressor:
         self._mean = torch.tensor(data.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(data.std, device=device).view(1, 3, 1, 1)
         self.learners = {
-            name: workshop.adam("student", module.parameters(), recipe.lr)
+            name: workshop.adam(role, module.parameters(), recipe.lr)
             for name, module in (("compression", self.compression), ("reconstruction", self.reconstruction))
         }
 
@@ -102,7 +105,7 @@ class CompressionWarmUp(Method):
 
     def __init__(self, workshop: Workshop) -> None:
         super().__init__(workshop)
-        self.compressor = Compressor(workshop)
+        self.compressor = Compressor(workshop, "student")
         self.learners = self.compressor.learners
 
     def step(self, batch: Batch, progress: float) -> Terms:
@@ -123,7 +126,7 @@ class CckdnAdapter(Adapter):
     def __init__(self, workshop: Workshop, role: str) -> None:
         super().__init__(workshop, role)
         self.recipe = recipe = workshop.recipe.cckdn
-        self.compressor = Compressor(workshop)
+        self.compressor = Compressor(workshop, role)
         network = plain_network(workshop.networks[role])
         self.taps = Taps(network)
         pairs = list(zip(self.taps.channels, self.compressor.widths, strict=True))

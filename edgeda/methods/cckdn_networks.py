@@ -103,9 +103,10 @@ def block(channels: int, width: int, stride: int) -> list[nn.Module]:
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
     """Mean of (|grad D(x)| - 1)^2 at x = share * real + (1 - share) * fake (WGAN-GP, Gulrajani et al., 2017).
 
-    `share` `(B, 1, 1, 1)` is random in [0, 1).
+    D(x) is the mean of a critic's outputs over an image's patches, as in its loss. `share` `(B, 1, 1, 1)` is random in
+    [0, 1).
     """
     between = (share * real + (1 - share) * fake).requires_grad_()
-    (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    (gradient,) = torch.autograd.grad(critic(between).flatten(1).mean(1).sum(), between, create_graph=True)
     penalty: Tensor = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
     return penalty

@@ -15,7 +15,8 @@ import yaml
 
 from edgeda.adapt import adapt
 from edgeda.fleet.recipe import load_fleet
-from edgeda.fleet.scheduler import NullWatcher, requests
+from edgeda.fleet.scheduler import requests
+from edgeda.watching import Deaf
 from tests.conftest import Edgeda, Folders, write_digits
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
@@ -82,7 +83,7 @@ def test_a_fleet_with_a_killed_worker_equals_separate_runs_and_repeats_nothing(
 
     # the student of the killed camera is that of a run on its own, bit for bit
     alone, _, _ = requests(load_fleet(str(file)).run_recipe(load_fleet(str(file)).cameras["gate"], tmp_path))
-    adapt(alone, tmp_path / "alone", NullWatcher())
+    adapt(alone, tmp_path / "alone", Deaf())
     for role in ("student", "teacher", "source_only"):
         weights = f"{role}.safetensors"
         assert (out / "cameras" / "gate" / weights).read_bytes() == (tmp_path / "alone" / weights).read_bytes()

@@ -62,7 +62,7 @@ def test_the_loss_is_eq_8_over_lambda_3():
 def test_reconstruction_is_compared_with_images_between_minus_one_and_one():
     """Normalization is undone first: an image of mean colour is -1 + 2 * mean, whatever mean and std the recipe has."""
     shop = workshop(recipe(data={"source": "s", "target": "t", "mean": [0.5, 0.25, 0.75], "std": [0.2, 0.3, 0.4]}))
-    compressor = Compressor(shop)
+    compressor = Compressor(shop, "student")
     compressor.rebuild = lambda features, like: torch.zeros_like(like)
     _, _, loss = compressor.compress(torch.zeros(2, 3, 32, 32))
     assert loss.item() == pytest.approx((0.0**2 + 0.5**2 + 0.5**2) / 3, rel=1e-5)
@@ -84,6 +84,16 @@ def test_gradient_penalty_of_a_linear_critic():
         critic[1].weight.copy_(torch.tensor([[3.0, 4.0]]))
     images = torch.randn(6, 2, 1, 1)
     assert gradient_penalty(critic, images, images + 1, torch.rand(6, 1, 1, 1)).item() == pytest.approx(16.0, rel=1e-5)
+
+
+def test_gradient_penalty_does_not_depend_on_the_number_of_patches():
+    """A critic of one weight w sees each pixel as a patch: D is w times the mean of n, of gradient w / sqrt(n)."""
+    for size, slope in ((2, 2.0), (4, 4.0)):  # n = 4, 16: both of norm 1
+        critic = nn.Conv2d(1, 1, 1, bias=False)
+        nn.init.constant_(critic.weight, slope)
+        images = torch.randn(3, 1, size, size)
+        penalty = gradient_penalty(critic, images, images + 1, torch.rand(3, 1, 1, 1))
+        assert penalty.item() == pytest.approx(0.0, abs=1e-10)
 
 
 def test_wgan_gp_is_a_choice():
@@ -151,7 +161,7 @@ def test_the_teacher_of_kd_uda_adapts_by_cckdn():
 
 def test_compression_learns_to_rebuild_the_target():
     shop = workshop(recipe(cckdn={"width": 8, "lr": 2e-3}), ("student",))
-    compressor, data = Compressor(shop), batch()
+    compressor, data = Compressor(shop, "student"), batch()
     losses = []
     for _ in range(30):
         _, _, loss = compressor.compress(data.target_images.clamp(-1, 1) * 0.2)

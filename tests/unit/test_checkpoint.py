@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import edgeda.checkpoint
 from edgeda import checkpoint
 from edgeda.checkpoint import FILE, PREVIOUS, load_checkpoint, save_checkpoint, write_safetensors
 from edgeda.errors import InputError
@@ -209,8 +210,28 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, caplog):
         assert found is not None
         assert (found["position"], found["weights"].unique().tolist()) == (1, [1.0])
         assert "is damaged: going on from the one before it" in caplog.text
-        assert (tmp_path / FILE).read_bytes() == before, "it is the last good one now"
-        assert not (tmp_path / PREVIOUS).exists()
+        assert (tmp_path / FILE).read_bytes() == damaged, "reading changes nothing: another process may read, too"
+        save_checkpoint(tmp_path, {"position": 3})
+        assert (tmp_path / PREVIOUS).read_bytes() == before, "the damaged one was replaced, not the good one"
+        assert load_checkpoint(tmp_path) == {"position": 3}
+
+
+@pytest.mark.parametrize(
+    "passing", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("[enforce] can't allocate memory")]
+)
+def test_what_may_pass_is_no_damage(passing, tmp_path, monkeypatch):
+    """Too many open files, or too little memory, says nothing about the newest checkpoint."""
+    for number in (1, 2):
+        save_checkpoint(tmp_path, {"position": number})
+
+    def fails(*args: object, **options: object) -> None:
+        raise passing
+
+    with monkeypatch.context() as patched:
+        patched.setattr(edgeda.checkpoint, "safe_open", fails)
+        with pytest.raises(type(passing)):
+            load_checkpoint(tmp_path)
+    assert load_checkpoint(tmp_path) == {"position": 2}
 
 
 def test_both_damaged_are_one_line(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +266,8 @@ def test_weights_from_a_local_file_are_loaded(kind, timm_weights, tmp_path):
     else:
         torch.save(wrap(kind, timm_weights), path)
     network, origin = build_network(Architecture(SMALL, 3, 8), str(path))
-    assert origin == f"pretrained ({path.name})"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    assert origin == f"pretrained ({path.name}, sha256 {digest})"
     for name, value in network.backbone.state_dict().items():
         assert torch.equal(value, timm_weights[name]), name
     assert network.head.out_features == 3, "the file's own head of 1000 classes is left behind"

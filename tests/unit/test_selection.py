@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import edgeda.selection
 from edgeda.selection import (
     SOURCE_TOLERANCE,
     accuracy,
@@ -33,6 +34,14 @@ def sure(classes: list[int], count: int = 3, logit: float = 100.0) -> Tensor:
 def softmax64(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def test_snd_in_rows_is_snd_at_once(monkeypatch: pytest.MonkeyPatch):
+    """A large target is compared some rows at a time: all similarities of 55,000 images would be 12 GB."""
+    logits = torch.randn(23, 5, generator=torch.Generator().manual_seed(0))
+    whole = soft_neighborhood_density(logits)
+    monkeypatch.setattr(edgeda.selection, "SND_BLOCK", 4 * 23 + 1)
+    assert soft_neighborhood_density(logits) == pytest.approx(whole, rel=1e-6)
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
