@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from edgeda import cli
+from edgeda.stopping import stopping
 from tests.conftest import Edgeda
 
 
@@ -39,3 +40,15 @@ def test_an_ignored_signal_stays_ignored(command: Edgeda, monkeypatch: pytest.Mo
         assert command("doctor").code == 0
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_an_ignored_signal_stays_ignored_while_training():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    heard: list[int] = []
+    try:
+        with stopping(heard.append):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIGTERM]

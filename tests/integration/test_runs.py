@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from edgeda.adapt import adapt, adapt_recipe
+import edgeda.adapt
+from edgeda.adapt import adapt, adapt_recipe, resolve
 from edgeda.errors import InputError
+from edgeda.models import Architecture
 from edgeda.recipe import Recipe
 from edgeda.train import Record
 from tests.conftest import TINY, Folders
@@ -149,6 +151,47 @@ def test_a_damaged_shared_stage_is_trained_again(folders: Folders, tmp_path: Pat
     assert watcher.names[1:] == ["student warm-up", "source-only"]
     assert one["accuracy"] == two["accuracy"]
     assert "trained again" in caplog.text
+
+
+def test_epochs_taken_over_in_part_leave_nothing_behind(
+    folders: Folders, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """The second epoch of a teacher's stage is damaged: it is trained again, from the weights it began with."""
+    shared, chosen = tmp_path / "shared", {"method": "kd-then-uda", "train.epochs": 2, "train.warmup_epochs": 0}
+    adapt(recipe(folders, **chosen), tmp_path / "first", Watcher(), shared=shared, many_targets=True)
+    (damaged,) = shared.glob("teacher-on-the-source-*/epoch-2/*.safetensors")
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    adapt(recipe(folders, **chosen), tmp_path / "second", Watcher(), shared=shared, many_targets=True)
+    assert "trained again" in caplog.text
+    one, two = (load_file(tmp_path / name / "teacher.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_from_another_runs_weights_shares_nothing_with_it(folders: Folders, tmp_path: Path):
+    """Two runs of the same name in different folders are not the same start."""
+    shared = tmp_path / "shared"
+    for at, seed in (("a", 0), ("b", 1)):
+        adapt(recipe(folders, **{"train.seed": seed}), tmp_path / at / "seed-0", Watcher())
+    watchers = [Watcher(), Watcher()]
+    for at, watcher in zip(("a", "b"), watchers, strict=True):
+        chosen = {"method": "kd-then-uda", "start_from": str(tmp_path / at / "seed-0")}
+        adapt(recipe(folders, **chosen), tmp_path / at / "again", watcher, shared=shared)
+    assert watchers[1].names == watchers[0].names, "the second trained every stage itself"
+
+
+def test_the_network_that_trains_decides_the_precision(folders: Folders, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+
+    def probe(precision: str, device: str, architecture: Architecture, size: int) -> str:
+        asked.append(architecture.backbone)
+        return "fp32"
+
+    monkeypatch.setattr(edgeda.adapt, "resolve_precision", probe)
+    for method in ("uda", "kd-uda"):
+        asking = recipe(folders, method=method)
+        teacher = asking.teacher.model_copy(update={"backbone": "resnet50"})
+        resolve(asking.model_copy(update={"teacher": teacher}))
+    assert asked == [recipe(folders).student.backbone, "resnet50"]
 
 
 def test_the_fixed_teacher_keeps_the_statistics_it_was_trained_with(

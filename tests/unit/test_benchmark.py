@@ -200,7 +200,10 @@ def test_what_the_machine_decides_is_not_another_recipe(training: Training, tmp_
     methods = {"KD-UDA": {}, "CCMDN": {"method": "ccmdn"}}
     run(tmp_path, recipe(tmp_path, methods=methods))
     training.calls.clear()
-    assert run(tmp_path, recipe(tmp_path, {"train.checkpoint_minutes": 5}, methods=methods))["missing"] == []
+    assert (
+        run(tmp_path, recipe(tmp_path, {"train.checkpoint_minutes": 5, "data.cache_gb": 3}, methods=methods))["missing"]
+        == []
+    )
     assert training.calls == []
     with pytest.raises(InputError, match=r"train\.precision is bf16, now fp32"):
         run(tmp_path, recipe(tmp_path, {"train.precision": "fp32"}, methods=methods))
