@@ -230,7 +230,7 @@ def killed_at_random(site: Site) -> str:
         if wrong or left:
             return wrong or "processes of Ray outlived their driver"
         shutil.rmtree(site.root / out)
-    print(f"    {killed['drivers']} drivers and {killed['workers']} workers killed in {fleets} fleets")
+        print(f"    {killed['drivers']} drivers and {killed['workers']} workers killed in {fleets} fleets", flush=True)
     return ""
 
 
