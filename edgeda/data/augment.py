@@ -1,8 +1,8 @@
 """Random geometry and light on whole uint8 batches: one affine map for crop, zoom, turn, shift and shear.
 
-A batch is seen through its maps by a kernel (`edgeda.kernels.sampling`), or by torch on a GPU, without the extra `fast`, and where
-a batch is too small to compile for. A map that neither turns nor shears shows an upright window of the square, which
-begins and ends between pixels: torch on a CPU cuts it out and resizes bytes, several times as fast as it samples.
+A kernel shows a batch through its maps (`edgeda.kernels.sampling`): on a CPU, with the extra `fast`, where the batch is
+large enough. Otherwise torch does. A map that neither turns nor shears shows an upright window of the square, whose
+edges lie between pixels: torch on a CPU cuts it out and resizes bytes, several times as fast as it samples.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _windows(squares: Tensor, maps: Tensor, out: Tensor) -> None:
 
 
 def _cut(square: Tensor, left: int, top: int, side: int) -> Tensor:
-    """The window of `side` pixels at `left`, `top` of a square `(S, S, 3)`, which it may overlap only in part, or not."""
+    """The window of `side` pixels at `left`, `top` of a square `(S, S, 3)`, whose border is repeated."""
     stored = len(square)
     if 0 <= left <= stored - side and 0 <= top <= stored - side:
         return square[top : top + side, left : left + side]

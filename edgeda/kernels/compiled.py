@@ -109,6 +109,7 @@ def language() -> SimpleNamespace:
 
     `take(table)` is the number of the next chunk. `pointer[t](address)`, `load[t](stored)` and `store[t](float)` are
     for t in "float32" and "bfloat16", whose bits are held as uint16; `pointer` for "uint8", "uint32", "int64", too.
+    `word(address)`: the four bytes there, at any address, as uint32.
     """
     from types import SimpleNamespace
 

@@ -1,34 +1,37 @@
-"""Stored squares seen through affine maps, their light changed, normalized: bytes in and a network's input out, in one pass.
+"""Stored squares seen through affine maps, their light changed, normalized: bytes in and a network's input out.
 
-Coordinates and weights are those of torch's `affine_grid` and `grid_sample` (bilinear, border repeated, `align_corners=False`).
-Each row of the output takes three loops: where its pixels lie, eight at once; their four neighbours, a word of four
-bytes each; and all arithmetic, again eight at once.
+Coordinates and weights are those of torch's `affine_grid` and `grid_sample` (bilinear, the border repeated,
+`align_corners=False`). A row of the output takes three loops: where its pixels lie, eight at once; their four
+neighbours, each a word of four bytes; and all arithmetic, again eight at once.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgeda.kernels.compiled import Kernel, available, language
-from edgeda.runtime.preprocessing import Preprocessing
 
-LEAST_PIXELS = 2**18
-"""Of a batch: with fewer, batches are made fast enough without a kernel, and need not wait for it to be compiled."""
+WORTH_COMPILING = 2**19
+"""Pixels of a batch's images from which on the kernel is used: below, a step takes less than compiling."""
 ROWS = 10
-"""Rows of words that work on an image needs: places, 4 neighbours, weights across and down, and sums of 3 colours."""
+"""Rows of words for the work on an image: places, 4 neighbours, weights across and down, sums of 3 colours."""
+MOST_SIDE = 2**15
+"""Larger squares have more bytes than 32 bits count."""
 
 
 def can_sample(squares: Tensor, count: int, size: int) -> bool:
-    """Whether `sample` can take these squares of a batch of `count`, for images of `size` pixels, and is worth it."""
+    """Whether `sample` can show squares of a batch of `count` as images of `size` pixels, and is worth compiling."""
     return (
-        count * size * size >= LEAST_PIXELS
+        count * size * size >= WORTH_COMPILING
         and squares.device.type == "cpu"
-        and squares.shape[1] >= 2
+        and squares.dtype == torch.uint8
+        and 2 <= squares.shape[1] == squares.shape[2] < MOST_SIDE
         and sys.byteorder == "little"
         and available()
     )
@@ -50,14 +53,14 @@ def sample(squares: Tensor, maps: Tensor, light: Tensor, normal: Tensor, size: i
 
 @functools.cache
 def _kernel() -> Kernel:
-    """Its table: stored side, size, whether light changes, squares, maps, light, normal, 0 to size - 1, scratch, out."""
+    """Its table: stored side, size, rows of light, squares, maps, light, normal, numbers of columns, scratch, out."""
     from numba import carray, float32, float64, int32, njit, uint32
 
     words = language()
     take, word = words.take, words.word
     floats, integers = words.pointer["float32"], words.pointer["uint32"]
-    zero, one, white, byte = float32(0), float32(1), float32(255), uint32(255)
-    inline = njit(inline="always")
+    zero, one, white = float32(0), float32(1), float32(255)
+    inline: Callable[[Any], Any] = njit(forceinline=True)
 
     @inline
     def start(slopes: Any, row: Any, stored: Any, size: Any) -> Any:
@@ -73,7 +76,7 @@ def _kernel() -> Kernel:
 
     @inline
     def colour(pixel: Any, shift: Any) -> Any:
-        return float32(int32((pixel >> uint32(shift)) & byte))
+        return float32(int32((pixel >> uint32(shift)) & uint32(255)))
 
     @inline
     def between(first: Any, second: Any, weight: Any) -> Any:
@@ -116,7 +119,10 @@ def _kernel() -> Kernel:
                 for j in range(size):
                     place = square + places[j]
                     first[j], second[j] = word(place), word(place + 3)
-                    third[j], fourth[j] = word(place + line - 1), word(place + line + 2)  # a byte early: none lies beyond
+                    place += (
+                        line - 1
+                    )  # a byte early: a word that begins with the last pixel would end beyond the square
+                    third[j], fourth[j] = word(place), word(place + 3)
                 pixels = seen[i]
                 for j in range(size):
                     x, y, a, b, c, d = across[j], down[j], first[j], second[j], third[j], fourth[j]
