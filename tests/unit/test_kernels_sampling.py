@@ -80,7 +80,8 @@ def test_nothing_outside_the_squares_is_read(side: int):
     """In a child, with squares right after a page that may not be read, then right before one."""
     kinds = [(zoom, shift) for zoom in (0.1, 1.0, 10.0, 1e30, np.inf, np.nan) for shift in (0, -50, 50, np.inf, np.nan)]
     kinds += [(-zoom, shift) for zoom, shift in kinds]
-    maps = torch.tensor([[[zoom, 0.3, shift], [0.3, zoom, -shift]] for zoom, shift in kinds], dtype=torch.float32)
+    kinds = [(1.0, -50.0), *kinds, (1.0, 50.0)]  # the first square's first pixel and the last one's last
+    maps = torch.tensor([[[zoom, 0.3, shift], [0.3, zoom, shift]] for zoom, shift in kinds], dtype=torch.float32)
     images, page = squares(len(maps), side), mmap.PAGESIZE
     pages = -(-images.numel() // page)
     memory = mmap.mmap(-1, (pages + 2) * page)
