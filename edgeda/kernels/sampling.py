@@ -119,9 +119,7 @@ def _kernel() -> Kernel:
                 for j in range(size):
                     place = square + places[j]
                     first[j], second[j] = word(place), word(place + 3)
-                    place += (
-                        line - 1
-                    )  # a byte early: a word that begins with the last pixel would end beyond the square
+                    place += line - 1  # a byte early: a word from the last pixel on would end beyond the square
                     third[j], fourth[j] = word(place), word(place + 3)
                 pixels = seen[i]
                 for j in range(size):
