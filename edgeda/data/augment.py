@@ -1,23 +1,20 @@
 """Random geometry and light on whole uint8 batches: one affine map for crop, zoom, turn, shift and shear.
 
-A map that neither turns nor shears shows an upright window of the square. Windows begin and end between pixels, so that
-on a CPU they are cut out and resized as bytes, several times as fast as the sampling that other maps need.
+A kernel shows a batch through its maps (`edgeda.kernels.sampling`): on a CPU, with the extra `fast`, where the batch is
+large enough. Otherwise torch does. A map that neither turns nor shears shows an upright window of the square, whose
+edges lie between pixels: torch on a CPU cuts it out and resizes bytes, several times as fast as it samples.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from threading import Barrier
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from edgeda.kernels.sampling import can_sample, sample
 from edgeda.recipe import AugmentRecipe
 from edgeda.runtime.preprocessing import Preprocessing
 
@@ -41,20 +38,13 @@ def prepare(
         return _normalized(squares[:, offset : offset + size, offset : offset + size], preprocessing)
     maps = affine_maps(count, preprocessing, augment, random)[own]
     light = _light_draws(augment, count, random)[:, own]
-    on_cpu = squares.device.type == "cpu"
-    show = _windows if is_upright(augment) and on_cpu else _sample
+    if can_sample(squares, count, size):
+        return sample(squares, maps, light, _slope_and_shift(preprocessing), size).permute(0, 3, 1, 2)
     images = torch.empty(len(squares), size, size, 3, device=squares.device)
-
-    def fill(some: slice) -> None:
-        show(squares[some], maps[some], images[some])
-        _light(images[some], light[:, some])
-        _normalized(images[some], preprocessing)
-
-    if on_cpu:
-        _share_out(fill, len(squares))
-    else:
-        fill(slice(None))
-    return images.permute(0, 3, 1, 2)
+    show = _windows if is_upright(augment) and squares.device.type == "cpu" else _sample
+    show(squares, maps, images)
+    _light(images, light)
+    return _normalized(images, preprocessing)
 
 
 def is_upright(augment: AugmentRecipe) -> bool:
@@ -118,52 +108,13 @@ def _windows(squares: Tensor, maps: Tensor, out: Tensor) -> None:
         image.copy_(window.flip(1) if mirror else window)
 
 
-def _share_out(work: Callable[[slice], None], count: int) -> None:
-    """Do `work` on slices of `count` images, one for each of torch's threads; the outcome is the same for any."""
-    threads = torch.get_num_threads()
-    step = -(-count // threads)
-    parts = [slice(first, min(first + step, count)) for first in range(0, count, step)]
-    if len(parts) == 1:
-        work(parts[0])
-    else:
-        list(_workers(threads).map(work, parts))
-
-
-@cache
-def _workers(threads: int) -> ThreadPoolExecutor:
-    """Threads that compute alone: with a team each, as torch gives every thread, they would fight for the cores."""
-    pool = ThreadPoolExecutor(threads, "images", torch.set_num_threads, (1,))
-    begun = Barrier(threads)
-    try:
-        list(pool.map(lambda _: begun.wait(), range(threads)))
-    except BaseException:
-        begun.abort()  # else those that are there wait for one that the system did not give, for ever
-        raise
-    torch.set_num_threads(threads)  # what was last set anywhere is where threads of others begin
-    return pool
-
-
-os.register_at_fork(after_in_child=_workers.cache_clear)  # a child has none of its parent's threads
-
-
 def _cut(square: Tensor, left: int, top: int, side: int) -> Tensor:
-    """The window of `side` pixels at `left`, `top` of a square `(S, S, 3)`, which it may overlap only in part."""
+    """The window of `side` pixels at `left`, `top` of a square `(S, S, 3)`, whose border is repeated."""
     stored = len(square)
     if 0 <= left <= stored - side and 0 <= top <= stored - side:
         return square[top : top + side, left : left + side]
-    above, below = max(0, -top), min(side, stored - top)
-    before, after = max(0, -left), min(side, stored - left)
-    if above >= below or before >= after:  # beside the square altogether: nothing but its border
-        rows, columns = np.arange(top, top + side), np.arange(left, left + side)
-        return torch.from_numpy(square.numpy().take(rows, 0, mode="clip").take(columns, 1, mode="clip"))
-    window = torch.empty(side, side, 3, dtype=square.dtype)
-    inside = slice(above, below)
-    window[inside, before:after] = square[top + above : top + below, left + before : left + after]
-    window[inside, :before] = window[inside, before, None]
-    window[inside, after:] = window[inside, after - 1, None]
-    window[:above] = window[above]
-    window[below:] = window[below - 1]
-    return window
+    rows, columns = (np.arange(first, first + side) for first in (top, left))
+    return torch.from_numpy(square.numpy().take(rows, 0, mode="clip").take(columns, 1, mode="clip"))
 
 
 def _sample(squares: Tensor, maps: Tensor, out: Tensor) -> None:
@@ -194,10 +145,7 @@ def _light(images: Tensor, draws: Tensor) -> None:
 def _normalized(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Images `(B, H, W, 3)` in units of bytes to what a network takes; float32 ones are changed in place."""
     count, size = images.shape[:2]
-    mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
-    std = torch.tensor(preprocessing.std, dtype=torch.float64)
-    scale = (1 / (255 * std)).float().repeat(size).to(images.device)
-    shift = (mean / std).float().repeat(size).to(images.device)
+    slope, shift = _slope_and_shift(preprocessing).repeat(1, size).to(images.device)
     whole = images if images.dtype == torch.float32 and images.is_contiguous() else None
     out = torch.empty(count, size, size, 3, device=images.device) if whole is None else whole
     step = max(1, CHUNK // (3 * size * size)) if images.device.type == "cpu" else max(1, count)
@@ -205,5 +153,12 @@ def _normalized(images: Tensor, preprocessing: Preprocessing) -> Tensor:
         part = out[at : at + step]
         if whole is None:
             part.copy_(images[at : at + step])
-        part.view(-1, 3 * size).mul_(scale).sub_(shift)
+        part.view(-1, 3 * size).mul_(slope).add_(shift)
     return out.permute(0, 3, 1, 2)
+
+
+def _slope_and_shift(preprocessing: Preprocessing) -> Tensor:
+    """What a byte is multiplied with, and what is then added, by colour: float32 `(2, 3)`."""
+    mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
+    std = torch.tensor(preprocessing.std, dtype=torch.float64)
+    return torch.stack([1 / (255 * std), -mean / std]).float()

@@ -109,6 +109,7 @@ def language() -> SimpleNamespace:
 
     `take(table)` is the number of the next chunk. `pointer[t](address)`, `load[t](stored)` and `store[t](float)` are
     for t in "float32" and "bfloat16", whose bits are held as uint16; `pointer` for "uint8", "uint32", "int64", too.
+    `word(address)`: the four bytes there, at any address, as uint32.
     """
     from types import SimpleNamespace
 
@@ -143,6 +144,14 @@ def language() -> SimpleNamespace:
 
         return types.int64(types.CPointer(types.int64)), generate
 
+    def word(context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            loaded = builder.load(builder.inttoptr(arguments[0], ir.IntType(32).as_pointer()))
+            loaded.align = 1
+            return loaded
+
+        return types.uint32(types.int64), generate
+
     bits_of, of_bits = intrinsic(bits), intrinsic(from_bits)
     u16, u32, f32 = types.uint16, types.uint32, types.float32
 
@@ -159,6 +168,7 @@ def language() -> SimpleNamespace:
     inline = njit(inline="always")
     return SimpleNamespace(
         take=intrinsic(take),
+        word=intrinsic(word),
         load={"float32": inline(same), "bfloat16": inline(load_bfloat16)},
         store={"float32": inline(same), "bfloat16": inline(store_bfloat16)},
         pointer={"bfloat16": pointer(u16)}
