@@ -109,8 +109,7 @@ def doctor_text(found: Mapping[str, Any], width: int = 80) -> str:
     """The result of `diagnose` as text: abilities, extras and what is missing, the CPU, warnings."""
     extras = [{"extra": name, **each, "found": _found(each["packages"])} for name, each in found["extras"].items()]
     gpu_here = found["machine"]["jetson"] or found["machine"]["gpus"]
-    unless = {} if gpu_here else {"gpu": " where there is one, in place of the extra cpu"}
-    wanted = [extra for extra in extras if not extra["complete"]]
+    wanted = [extra for extra in extras if not extra["complete"] and (extra["extra"] != "gpu" or gpu_here)]
     return "\n".join(
         [
             f"edgeda {found['edgeda']} on {found['machine_line']}",
@@ -119,7 +118,7 @@ def doctor_text(found: Mapping[str, Any], width: int = 80) -> str:
             "",
             text_table(extras, _EXTRA_COLUMNS, width),
             "",
-            *(f"missing: {x['brings']} ({x['install']}{unless.get(x['extra'], '')})" for x in wanted),
+            *(f"missing: {x['brings']} ({x['install']})" for x in wanted),
             *(f"CPU: {line}" for line in found["cpu"]["meaning"]),
             *(f"warning: {line}" for line in found["warnings"]),
         ]
