@@ -3,7 +3,7 @@
     python benchmarks/fleet_faults.py [CASE...] [--kills 30] [--seed 0]
 
 Killed with -9 in mid-fleet: a worker, the raylet of a second node, the driver. Drivers and workers killed at random
-moments, so many in all, two to four in each fleet. Ctrl-C to the whole process group. Then
+moments, so many in all, three to six in each fleet. Ctrl-C to the whole process group. Then
 what must end in one line: a target that one node does not see, a disk that is full on one node, a driver of another
 edgeda or Python, a GPU that nobody has. Nodes are Ray's own on this machine (`ray.cluster_utils`); those that see less
 than the driver have mounts and a host name of their own (`unshare`, as root). All data lie on a path that both see.
@@ -206,7 +206,7 @@ def killed_at_random(site: Site) -> str:
     while killed.total() < site.kills:
         out, process = f"random-{fleets}", None
         fleets += 1
-        for _ in range(site.random.randint(2, 4)):
+        for _ in range(site.random.randint(3, 6)):
             process = process or site.start(out, "--workers", "2", file=file)
             try:
                 process.wait(site.random.uniform(0.0, 0.6 * site.seconds))

@@ -59,6 +59,10 @@ class PairedBatches:
         count = batch_size // part[1]
         self._part = slice(part[0] * count, (part[0] + 1) * count)
         self._orders: dict[tuple[int, int, int], NDArray[np.int64]] = {}
+        side = preprocessing.stored_size
+        blank = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=self._device)
+        # what has to be compiled is compiled now, not while training waits for its first batch
+        prepare(blank, preprocessing, augment, torch.Generator(), (slice(0, 1), batch_size))
 
     @property
     def steps_per_epoch(self) -> int:

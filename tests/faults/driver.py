@@ -44,7 +44,6 @@ ADDS = ("open", "os.rename", "os.mkdir", "fsync")
 ERRORS: dict[str, Callable[[], BaseException]] = {
     "OSError": lambda: OSError(errno.EIO, os.strerror(errno.EIO)), "MemoryError": MemoryError,
     "SystemExit": lambda: SystemExit(7), "RuntimeError": lambda: RuntimeError("broken"),
-    "NoThread": lambda: RuntimeError("can't start new thread"),
 }  # fmt: skip
 _EVENTS, _STEPS = 0, 8
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
-from edgeda.data import augment
 from tests.faults.conftest import Site
-from tests.faults.driver import ERRORS
 
 ENDS = {
     "OSError": (2, "error: Input/output error while "),
@@ -44,37 +41,3 @@ def test_an_error_in_a_thread_of_predict(site: Site, tmp_path: Path, error: str)
     ended = site.driver.run(*site.predict(tmp_path / "saved"), breaks=("edgeda.runtime.pipeline:decoded", 5, error))
     code, said = ENDS[error]
     assert (ended.code, ended.line[: len(said)], "Traceback" in ended.err) == (code, said, False), ended.err
-
-
-@pytest.fixture
-def two_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize("error", ENDS)
-def test_an_error_in_a_thread_that_augments(two_threads: None, error: str):
-    raised = ERRORS[error]()
-
-    def work(part: slice) -> None:
-        if part.start:
-            raise raised
-
-    with pytest.raises(type(raised)) as found:
-        augment._share_out(work, 4)
-    assert found.value is raised
-    done: list[slice] = []
-    augment._share_out(done.append, 4)
-    assert len(done) == 2, "the threads go on"
-
-
-def test_threads_that_the_system_does_not_give_are_not_awaited(site: Site, tmp_path: Path):
-    """The first of two threads that augment waits for the second, which a limit of processes forbids.
-
-    They are the only ones: the images are decoded.
-    """
-    command = [*site.adapt(tmp_path / "run"), "--set", "train.threads=2"]
-    ended = site.driver.run(*command, breaks=("threading:Thread.start", 2, "NoThread"), timeout=60.0)
-    assert (ended.code, ended.line.startswith("error: the system gives no more threads")) == (3, True), ended.err
