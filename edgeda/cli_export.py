@@ -9,7 +9,7 @@ import typer
 
 from edgeda.cli_options import Json, Threads
 from edgeda.console import print_result
-from edgeda.errors import InputError, did_you_mean, require
+from edgeda.errors import EdgedaError, InputError, did_you_mean, require
 
 
 def export(
@@ -135,6 +135,11 @@ def export(
         teaching=teaching(run, calibration, role, qat) if qat else None,
         options=Options(calibrator=calibrator, max_drop=max_drop),
     )  # fmt: skip
+    failures: list[EdgedaError] = []
     if trt or trt_rtx:
-        result["engines"] = build_engines(result, engine_options, rtx=trt_rtx, device=device, overwrite=overwrite)
+        result["engines"], failures = build_engines(
+            result, engine_options, rtx=trt_rtx, device=device, overwrite=overwrite
+        )
     print_result(json_, result, lambda: export_text(result) + engine_text(result))
+    if failures:
+        raise failures[0]

@@ -9,7 +9,8 @@ import typer
 
 from edgeda.cli_options import Json, Threads
 from edgeda.console import TrainingDisplay, print_result, terminal_width
-from edgeda.errors import InputError, require
+from edgeda.errors import InputError, from_os_error, require
+from edgeda.report.page import GENERATOR
 from edgeda.whole_file import check_writable
 
 
@@ -95,4 +96,12 @@ def _check_page(path: Path, option: str) -> None:
         raise InputError(f"{option} {path}: give a file that ends in .html")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise InputError(f"{option} {path}: no such folder, or a folder itself; give a file in a folder that exists")
+    if path.exists():
+        try:
+            with path.open("rb") as file:
+                ours = GENERATOR.encode() in file.read(1000)
+        except OSError as error:
+            raise from_os_error(error, f"reading the file of {option}") from error
+        if not ours:
+            raise InputError(f"{option} {path} is there already and no page of edgeda; choose another file")
     check_writable(path.absolute().parent, option)

@@ -55,7 +55,7 @@ ORT_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 """They write the same folder: installed together, or after one was removed, neither can be trusted."""
 
 _TRAINING = ("torch", "torchvision", "timm", "lightning_fabric", "safetensors", "fvcore")
-_EXPORTING = ("torch", "timm", "safetensors", "onnx", "onnxscript", "onnxruntime")
+_EXPORTING = ("torch", "timm", "safetensors", "onnx", "onnxscript")
 _BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 _INT8 = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 _VECTOR = ("avx2", "avx512f", "asimd", "sve")
@@ -94,7 +94,11 @@ def diagnose() -> dict[str, Any]:
         "extras": {name: _extra(name, extra, owners, broken) for name, extra in EXTRAS.items()},
         "abilities": [
             _ability("train", _lacks("train", broken, *_TRAINING), cuda or "on the CPU"),
-            _ability("export to ONNX", _lacks("train", broken, *_EXPORTING), "checked with ONNX Runtime"),
+            _ability(
+                "export to ONNX",
+                [*_lacks("train", broken, *_EXPORTING), *_lacks("cpu", broken, "onnxruntime")],
+                "checked with ONNX Runtime",
+            ),
             _ability("run .onnx files", _lacks("cpu", broken, "onnxruntime"), ", ".join(providers)),
             _ability("run with OpenVINO", _lacks("openvino", broken), "on the CPU"),
             _ability("use TensorRT", _no_tensorrt(tensorrt, gpu, broken), f"on {gpu}"),

@@ -20,6 +20,7 @@ from edgeda.runtime import (
     ImageFiles,
     Pipeline,
     Result,
+    Source,
 )
 from edgeda.runtime.pipeline import cores
 
@@ -57,8 +58,9 @@ def predict(
     found = [source for text in sources for source in open_sources(text, retries)]
     if not found:
         raise InputError("--source is missing: an image, folder, video, rtsp:// address or camera index")
-    if len({source.name for source in found}) < len(found):
+    if len({source.address for source in found}) < len(found):
         raise InputError("the same --source is given twice")
+    _tell_apart(found)
     for folder, option in ((save, "--save"), (collect, "--collect")):
         if folder is not None:
             check_folder(folder, option, overwrite)
@@ -121,6 +123,15 @@ def predict(
     if pipeline.finished and tally.frames == 0:
         raise InputError(f"no image could be read ({tally.unreadable} tried)")
     return summary
+
+
+def _tell_apart(sources: Sequence[Source]) -> None:
+    """Number those that have one name, such as two channels behind one address."""
+    seen: dict[str, int] = {}
+    for source in sources:
+        count = seen[source.name] = seen.get(source.name, 0) + 1
+        if count > 1:
+            source.name += f" ({count})"
 
 
 def model_file(model: str | None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from edgeda.errors import InputError, from_os_error
 from edgeda.runtime import ImageFiles, Result, Source
 from edgeda.runtime.annotate import annotated
 from edgeda.runtime.preprocessing import Pixels, to_rgb
-from edgeda.runtime.sources import open_cv
-from edgeda.whole_file import HeldFolder, check_writable
+from edgeda.runtime.sources import open_cv, open_file
+from edgeda.whole_file import HeldFolder, check_writable, sync
 
 
 def check_folder(path: Path, option: str, overwrite: bool) -> None:
@@ -36,6 +37,43 @@ def _made(folder: Path) -> Path:
     return folder
 
 
+@dataclass
+class _Video:
+    """A video on its way: `path` is its name until it is whole."""
+
+    writer: Any
+    path: Path
+    size: tuple[int, int]
+    frames: int = 0
+
+    def finish(self) -> bool:
+        """Give it its name, or remove it where not every frame arrived: OpenCV says nothing of a full disk."""
+        self.writer.release()
+        try:
+            sync(self.path)
+            whole = _frames_of(self.path) >= self.frames
+        except OSError:
+            whole = False
+        if whole:
+            self.path.replace(self.name)
+        else:
+            self.path.unlink(missing_ok=True)
+        return whole
+
+    @property
+    def name(self) -> Path:
+        return self.path.with_name(self.path.name.replace(".part.mp4", ".mp4"))
+
+
+def _frames_of(path: Path) -> int:
+    cv2 = open_cv()
+    capture = open_file(cv2, path)
+    try:
+        return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+    finally:
+        capture.release()
+
+
 class Saver:
     """Annotated results below a folder: a JPEG for each image, an MP4 for each video, stream or camera.
 
@@ -45,7 +83,7 @@ class Saver:
     def __init__(self, folder: Path) -> None:
         self._folder = _made(folder)
         self._held = HeldFolder(folder, "saving predictions in")
-        self._writers: dict[str, tuple[Any, Path, tuple[int, int]]] = {}
+        self._videos: dict[str, _Video] = {}
         self._taken: set[Path] = set()
 
     def save(self, result: Result) -> None:
@@ -64,15 +102,24 @@ class Saver:
             raise from_os_error(error, "saving annotated results") from error
 
     def close(self) -> None:
-        """Finish the videos and give them their names, and let others have the folder."""
-        writers, self._writers = self._writers, {}
-        for writer, path, _ in writers.values():
-            writer.release()
-            path.replace(path.with_name(path.name.replace(".part.mp4", ".mp4")))
-        self._held.release()
+        """Finish the videos and give them their names, and let others have the folder.
+
+        InputError when a video could not be written to its end; it is removed, the others are there.
+        """
+        videos, self._videos = self._videos, {}
+        try:
+            torn = [video.name for video in videos.values() if not video.finish()]
+        except OSError as error:
+            raise from_os_error(error, "saving annotated results") from error
+        finally:
+            self._held.release()
+        if torn:
+            raise InputError(f"{torn[0]} could not be written to its end and was removed; is the disk full?")
 
     def _image_path(self, source: ImageFiles, path: Path) -> Path:
         inside = path.relative_to(source.root) if source.root and path.is_relative_to(source.root) else Path(path.name)
+        if ".." in inside.parts:  # a list may name what lies beside its folder
+            inside = Path(path.name)
         wanted = self._folder / inside.with_suffix(".jpg")
         number = 1
         while wanted in self._taken or wanted.exists():  # --overwrite adds to a folder, it replaces nothing
@@ -84,17 +131,18 @@ class Saver:
 
     def _write(self, source: Source, frame: Pixels) -> None:
         cv2 = open_cv()
-        if source.name not in self._writers:
+        if source.name not in self._videos:
             size = (frame.shape[1] // 2 * 2 or 2, frame.shape[0] // 2 * 2 or 2)
             path = self._folder / f"{_unique(file_name(source.name), self._folder)}.part.mp4"
             writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), source.rate or 25.0, size)
             if not writer.isOpened():
                 raise InputError(f"OpenCV cannot write the video {path}; is the disk full, the frame {size} usable?")
-            self._writers[source.name] = (writer, path, size)
-        writer, _, size = self._writers[source.name]
-        if frame.shape[1::-1] != size:
-            frame = cv2.resize(frame, size)
-        writer.write(np.ascontiguousarray(frame[..., ::-1]))
+            self._videos[source.name] = _Video(writer, path, size)
+        video = self._videos[source.name]
+        if frame.shape[1::-1] != video.size:
+            frame = cv2.resize(frame, video.size)
+        video.writer.write(np.ascontiguousarray(frame[..., ::-1]))
+        video.frames += 1
 
 
 class Collector:
@@ -140,9 +188,8 @@ def rgb_pixels(result: Result) -> Pixels:
 
 
 def file_name(name: str) -> str:
-    """A source's name as a file name: no folders, no user and password of an address, nothing odd."""
-    plain = re.sub(r"^(\w+://)[^/@]*@", r"\1", name)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(plain).stem if "://" not in plain else plain).strip("-.")[-100:] or "x"
+    """A source's name, which holds no password, as a file name: no folders, nothing odd."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem if "://" not in name else name).strip("-.")[-100:] or "x"
 
 
 def _unique(stem: str, folder: Path) -> str:

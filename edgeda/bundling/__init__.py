@@ -74,6 +74,8 @@ def _model_file(model: str | None) -> Path:
     """The exported file that a MODEL argument means; of a run, its student's."""
     found = find_model(model)
     if not isinstance(found, RunDirectory):
+        if found.suffix.lower() == ".engine":
+            raise InputError(f"{found} runs on the device that built it only; bundle the .onnx file it was built from")
         return found
     warn_against(found)
     exported = found.exports / "student.onnx"

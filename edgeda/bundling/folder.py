@@ -44,19 +44,20 @@ def write_folder(out: Path, files: Mapping[str, bytes], about: Mapping[str, Any]
             path = staging / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        if out.exists():
-            out.rename(old)
         try:
+            if out.exists():
+                out.rename(old)
             staging.rename(out)
-        except OSError:
-            if old.exists():
+        except BaseException:
+            if old.exists() and not out.exists():
                 old.rename(out)
             raise
     except OSError as error:
         raise from_os_error(error, "writing the kit") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():  # else it is the only kit there is
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _listing(files: Mapping[str, bytes], about: Mapping[str, Any]) -> bytes:

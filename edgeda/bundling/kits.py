@@ -133,6 +133,7 @@ def triton(subject: Subject) -> Kit:
 
 def gstreamer(subject: Subject) -> Kit:
     """A pipeline that ends in an appsink, classified by edgeda.runtime."""
+    subject.onnx  # noqa: B018 - OpenVINO and GStreamer do not share a process well
     return _scripted(subject, "gstreamer", "pipeline.py")
 
 

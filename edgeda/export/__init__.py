@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 import edgeda
-from edgeda.artifacts import RunDirectory
+from edgeda.artifacts import ROLES, RunDirectory
 from edgeda.errors import InputError, from_os_error, require
 from edgeda.export.budget import Reference
 from edgeda.export.builder import LEAST_CALIBRATION, Builder, Built, Calibration, Options, Teaching
@@ -206,6 +206,9 @@ def _check_place(request: Request, place: Path, role: str, overwrite: bool, run_
         model: read_manifest,
         place / "manifest.json": lambda beside: Manifest.from_json(beside.read_text(encoding="utf-8")),
     }
+    others = [place / f"{other}{model.suffix}" for other in ROLES if other != role]
+    if not overwrite and (beside := next((path for path in others if path.exists()), None)):
+        raise InputError(f"{beside} lies there, and a folder has one manifest.json; {advice}")
     for taken, read in readers.items():
         if overwrite or not taken.exists():
             continue

@@ -105,10 +105,10 @@ def check_request(options: EngineOptions, *, trt: bool, rtx: bool, device: str |
 
 def build_engines(
     result: Mapping[str, Any], options: EngineOptions, *, rtx: bool, device: str | None, overwrite: bool
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[EdgedaError]]:
     """`export_engine` for each artifact of `export_run`'s result that was made for TensorRT; InputError without one.
 
-    Where one cannot be built, the others are tried (each leaves its kit) before the first MachineError is raised.
+    Where one cannot be built, the others are tried; the errors are the second list.
     """
     made = [
         Path(artifact["path"])
@@ -117,15 +117,14 @@ def build_engines(
     ]
     if not made:
         raise InputError("no ONNX for TensorRT was asked for; leave --for out, or name trt or a JetPack")
-    engines, failures = [], []
+    engines: list[dict[str, Any]] = []
+    failures: list[EdgedaError] = []
     for path in made:
         try:
             engines.append(export_engine(path, options, rtx=rtx, device=device, overwrite=overwrite))
-        except MachineError as error:
+        except EdgedaError as error:
             failures.append(error)
-    if failures:
-        raise failures[0]
-    return engines
+    return engines, failures
 
 
 def engine_text(result: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeda.distributed.world import check_alone
-from edgeda.errors import InputError, Interrupted, from_os_error
+from edgeda.errors import InputError, Interrupted, from_os_error, one_line
 from edgeda.fleet.recipe import FleetRecipe
 from edgeda.fleet.report import result_of, write_report
 from edgeda.fleet.state import FLEET, Storage, camera_key, default_place
@@ -144,6 +144,10 @@ def fleet_status(state: str) -> Record:
     about = storage.read(FLEET)
     if about is None:
         raise InputError(f"no fleet's state in {state}; start it with: edgeda fleet FLEET.yaml")
-    records = storage.read_many(map(camera_key, about["cameras"]))
-    known = {name: record or {"status": "waiting"} for name, record in zip(about["cameras"], records, strict=True)}
-    return result_of(about, known)
+    try:
+        cameras = dict(about["cameras"])
+        records = storage.read_many(map(camera_key, cameras))
+        known = {name: record or {"status": "waiting"} for name, record in zip(cameras, records, strict=True)}
+        return result_of(about, known)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"the state in {state} is damaged: {type(error).__name__}: {one_line(error)}") from error

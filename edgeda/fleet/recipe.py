@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from edgeda.errors import InputError, did_you_mean, one_line, user_path
 from edgeda.prediction_sources import STREAM_PREFIXES
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
+from edgeda.runtime.sources import shown_address
 from edgeda.yaml_text import parse_yaml
 
 DECIDED = ("data.source", "data.target", "data.target_test", "name")
@@ -44,8 +44,8 @@ class Camera(Strict):
 
     @property
     def shown(self) -> str:
-        """The target without user and password."""
-        return re.sub(r"^(\w+://)[^/@]*@", r"\1***@", self.target)
+        """The target without what may be secret in an address."""
+        return shown_address(self.target)
 
 
 def _short(value: object) -> object:

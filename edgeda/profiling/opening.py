@@ -13,6 +13,7 @@ from edgeda.profiling.complexity import Complexity, torch_complexity
 from edgeda.profiling.layers import Layer, onnx_layers, torch_layers
 from edgeda.profiling.onnx_graph import onnx_complexity
 from edgeda.runtime.backends import CPU_PROVIDER, Backend, OnnxRuntimeBackend, open_backend
+from edgeda.runtime.backends.tensorrt import engine_module
 from edgeda.runtime.preprocessing import Preprocessing
 
 TORCH = "torch"
@@ -69,6 +70,8 @@ class Subject:
             require("onnxruntime", "cpu", "running a model on ONNX Runtime")
         elif self.engine == "openvino":
             require("openvino", "openvino", "running a model on OpenVINO")
+        elif self.engine == "tensorrt":
+            engine_module(Path(self.location))
 
     def open(self, threads: int, count: bool = True) -> Opened:
         """Open it to run on `threads` threads; `count` says whether to count its arithmetic too."""

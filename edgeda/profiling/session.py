@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeda.errors import EdgedaError, InputError
+from edgeda.errors import EdgedaError, InputError, MachineError
 from edgeda.profiling import Extras, Profile, check_engines, check_request, find_subjects, profile_subjects
 from edgeda.profiling.child import in_fresh_process
 from edgeda.profiling.device import Cargo, cargo, profile_on
@@ -18,6 +19,8 @@ from edgeda.profiling.onnx_graph import onnx_complexity
 from edgeda.profiling.opening import TORCH, Subject, file_subject
 from edgeda.profiling.power import PowerMeter
 from edgeda.profiling.roofline import PRECISIONS, against, estimate, find_devices, this_machine
+
+log = logging.getLogger(__name__)
 
 Result = dict[str, Any]
 
@@ -48,9 +51,12 @@ def profile(
     check_request(batch_sizes, threads, extras)
     check_engines(engines)
     devices = None if estimate_for is None else find_devices(estimate_for)
+    costs: list[tuple[Subject, list[Layer]]] = []
     if device is not None:
         loads = cargo(models)
         subjects = [file_subject(load.label, load.files[0], "onnxruntime") for load in loads]
+        if layers or devices is not None:
+            costs = _layers(subjects)
         measured = profile_on(
             device, loads, batch_sizes=batch_sizes, engines=engines, threads=threads, budget_s=seconds, extras=extras,
             python=remote_python, timeout_s=timeout_s,
@@ -58,6 +64,8 @@ def profile(
         rows = [_counted(Profile(**row), loads) for row in measured["rows"]]
     else:
         subjects = [subject for name in models for subject in find_subjects(name, engines, classes, input_size)]
+        if layers or devices is not None:
+            costs = _layers(subjects)
         if extras.power:
             PowerMeter(extras.root)
         before = cpu_pressure()
@@ -76,19 +84,20 @@ def profile(
             "clean": all(known) if known else None,
         },
     }
-    if layers or devices is not None:
-        costs = _layers(subjects)
-        if layers:
-            result["layers"] = {subject.model: [layer.to_dict() for layer in found] for subject, found in costs}
-        if devices is not None:
-            result["estimates"] = [
-                estimate(subject.model, found, target, precision)
-                for subject, found in costs
-                for target in devices
-                for precision in (PRECISIONS if subject.engine == TORCH else (None,))
-            ]
-            if device is None:
+    if layers:
+        result["layers"] = {subject.model: [layer.to_dict() for layer in found] for subject, found in costs}
+    if devices is not None:
+        result["estimates"] = [
+            estimate(subject.model, found, target, precision)
+            for subject, found in costs
+            for target in devices
+            for precision in (PRECISIONS if subject.engine == TORCH else (None,))
+        ]
+        if device is None:
+            try:
                 result["check"] = _check_here(rows, costs, threads or compute_threads())
+            except MachineError as error:  # what was measured is not lost for it
+                log.warning("this machine's peaks are not known: %s", error)
     return result
 
 

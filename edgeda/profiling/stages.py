@@ -15,7 +15,8 @@ from edgeda.errors import InputError
 from edgeda.profiling.latency import Latency, measure_latency
 from edgeda.runtime.backends import Backend
 from edgeda.runtime.classifier import softmax
-from edgeda.runtime.preprocessing import Preprocessing, network_input, open_image, square_pixels
+from edgeda.runtime.manifest import FLOAT_NCHW
+from edgeda.runtime.preprocessing import Preprocessing, model_input, open_image, square_pixels
 
 STAGES = {
     "decode": "the file to pixels",
@@ -43,13 +44,16 @@ def measure_stages(
 ) -> dict[str, Any]:
     """Time each of `STAGES` on one image file over and over: medians in ms, the whole with p90 and p99.
 
-    The whole is measured call by call, so its median may differ a little from the sum of the medians.
+    A model of a fixed batch gets the image first and zeros behind it. The whole is measured call by call, so its median may differ a little from the sum of the medians.
     Raises InputError when the image cannot be read.
     """
-    channels, height, width = backend.input_shape
-    buffer = np.zeros((1, channels, height, width), np.float32)
+    layout = backend.manifest.layout if backend.manifest else FLOAT_NCHW
     times: dict[str, list[float]] = {name: [] for name in STAGES}
-    size = open_image(image).size
+    first = open_image(image)
+    size = first.size
+    pixels = model_input(square_pixels(first, preprocessing)[None], preprocessing, layout)
+    least = backend.manifest.batch[0] if backend.manifest else 1
+    buffer = np.zeros((getattr(backend, "fixed_batch", None) or least, *pixels.shape[1:]), pixels.dtype)
 
     def forget() -> None:
         for kept in times.values():
@@ -59,9 +63,9 @@ def measure_stages(
         marks = [clock_ns()]
         picture = open_image(image)
         marks.append(clock_ns())
-        pixels = network_input(square_pixels(picture, preprocessing)[None], preprocessing)
+        pixels = model_input(square_pixels(picture, preprocessing)[None], preprocessing, layout)
         marks.append(clock_ns())
-        np.copyto(buffer, pixels)
+        np.copyto(buffer[:1], pixels)
         marks.append(clock_ns())
         logits = backend(buffer)
         marks.append(clock_ns())

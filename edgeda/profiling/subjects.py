@@ -150,7 +150,7 @@ def measure(
             except EdgedaError as error:
                 rows.append((Profile(subject.model, subject.engine, batch, streams=streams, note=str(error)), error))
                 if not opened:
-                    return rows
+                    break
     return _with_memory(subject, _with_cost(rows), threads) if extras.memory else _with_cost(rows)
 
 

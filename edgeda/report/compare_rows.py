@@ -80,7 +80,7 @@ def facts(run: RunDirectory, summary: Mapping[str, Any], role: str) -> dict[str,
     shown as one figure.
     """
     found = {f"target_{kind}": accuracy(summary, role, "target", kind) for kind in KINDS}
-    if (summary.get("selection") or {}).get("rule") == "oracle":
+    if _by_oracle(summary):
         found["target_selected"] = None
     return {
         "run": str(run.path),
@@ -91,6 +91,10 @@ def facts(run: RunDirectory, summary: Mapping[str, Any], role: str) -> dict[str,
         "target_accuracy": found["target_selected"],
         "source_accuracy": accuracy(summary, role, "source"),
     }
+
+
+def _by_oracle(summary: Mapping[str, Any]) -> bool:
+    return bool((summary.get("selection") or {}).get("rule") == "oracle")
 
 
 def accuracy(summary: Mapping[str, Any], role: str, domain: str, kind: str = "selected") -> float | None:
@@ -114,7 +118,12 @@ def exported_role(relative: str) -> str:
 
 
 def exported_accuracy(path: Path, summary: Mapping[str, Any]) -> float | None:
-    """What the manifest beside an export says of its accuracy, if that was on all target-test images."""
+    """What the manifest beside an export says of its accuracy, if that was on all target-test images.
+
+    None for an epoch that was chosen by those images' labels.
+    """
+    if _by_oracle(summary):
+        return None
     try:
         measured = manifest_beside(path)["accuracy"]
         everything = measured["images"] == summary["images"]["target_test"]

@@ -9,6 +9,8 @@ from edgeda.errors import from_os_error
 from edgeda.report.svg import escape, marker
 from edgeda.report.tables import Column, Row, format_value
 
+GENERATOR = '<meta name="generator" content="edgeda">'
+"""In every page of ours, near its top: what has none is the user's."""
 STYLE = Path(__file__).with_name("page.css")
 
 
@@ -16,7 +18,7 @@ def page(title: str, body: Sequence[str]) -> str:
     """A whole document. Its policy forbids every request and every script."""
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{GENERATOR}\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +50,8 @@ class Source(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.address = name
+        """What tells it from every other source; only its name is shown."""
         self.reconnects = 0
         self.notes: list[str] = []
         """What the user should know of this source when it has ended."""
@@ -123,14 +124,14 @@ class Stream(Source):
 
     Between tries it waits 0.5 s, doubled each time up to 10 s. `retries` is how many tries in a row may
     bring no frame before the source is given up; None: 3 until its first frame, without limit afterwards.
-    Its `name` leaves out user and password of the address.
+    Its `name` leaves out what may be secret in the address.
     """
 
     live = True
     channels = "bgr"
 
     def __init__(self, address: str, retries: int | None = None, timeout_s: float = OPEN_TIMEOUT_S) -> None:
-        super().__init__(re.sub(r"^(\w+://)[^/@]*@", r"\1***@", address))
+        super().__init__(shown_address(address))
         self.address = address
         self.retries = retries
         self.timeout_s = timeout_s
@@ -190,6 +191,21 @@ class Stream(Source):
         if self.is_camera and not started:
             raise MachineError(f"{said}; is there such a camera, and is it free?")
         raise InputError(f"{said}; check the address and that it is sending")
+
+
+def shown_address(address: str) -> str:
+    """An address without user, password and query, which is what may be shown of it: `rtsp://***@host/path?***`.
+
+    A password may hold `@`, `/` and `?` though it should not; where its end cannot be told nothing is left.
+    """
+    scheme, is_address, rest = address.partition("://")
+    if not is_address:
+        return address
+    login, at, place = rest.rpartition("@")
+    if "?" in login:
+        return f"{scheme}://***"
+    place, query, _ = place.partition("?")
+    return f"{scheme}://{'***@' if at else ''}{place}{'?***' if query else ''}"
 
 
 def open_file(cv2: Any, path: Path, threads: int = 0) -> Any:

@@ -154,7 +154,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     if status is None and job["after"] is not None:
         os.kill(pid, _signal(job["strike"]))
     if status is None:
-        status = _wait(pid, started + job["timeout"])
+        status = _wait(pid, time.monotonic() + job["timeout"])
     if status is None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

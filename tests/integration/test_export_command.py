@@ -31,6 +31,17 @@ def test_int8_is_judged_by_accuracy_where_labels_are(
     assert str(folders.target) not in Path(ran.json["manifest_path"]).read_text()
 
 
+def test_two_roles_do_not_share_a_manifest(command: Edgeda, run_directory: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert command("export", run_directory, "--out", out).code == 0
+    before = (out / "manifest.json").read_bytes()
+    ran = command("export", run_directory, "--role", "teacher", "--out", out)
+    assert ran.code == 2
+    assert f"{out / 'student.onnx'} lies there, and a folder has one manifest.json" in ran.error
+    assert [path.read_bytes() for path in sorted(out.glob("*.json"))] == [before]
+    assert command("export", run_directory, "--role", "teacher", "--out", out, "--overwrite").code == 0
+
+
 def test_teaching_is_recorded(command: Edgeda, run_directory: Path, tmp_path: Path) -> None:
     ran = command("export", run_directory, "--precision", "int8", "--for", "trt", "--qat", 1, "--max-drop", 100,
                   "--out", tmp_path / "out")  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeda.report.page import page
 from edgeda.whole_file import check_writable
 from tests.conftest import TINY, Edgeda, Folders
 
@@ -46,6 +47,17 @@ def test_a_kit_needs_a_place(command: Edgeda, run_directory: Path, nowhere: Path
     assert command("export", tmp_path / "run").code == 0
     ran = command("bundle", tmp_path / "run", "--out", nowhere)
     assert (ran.code, "cannot write to" in ran.error, "--out" in ran.error) == (2, True, True)
+
+
+@pytest.mark.parametrize(("verb", "option"), [("report", "--out"), ("compare", "--html")])
+def test_a_page_of_the_users_is_not_replaced(run_directory: Path, command: Edgeda, tmp_path: Path, verb, option):
+    (tmp_path / "index.html").write_text("<!doctype html><title>edgeda and me</title>")
+    ran = command(verb, run_directory, option, tmp_path / "index.html")
+    assert ran.code == 2
+    assert "no page of edgeda" in ran.error
+    assert (tmp_path / "index.html").read_text().endswith("edgeda and me</title>")
+    (tmp_path / "ours.html").write_text(page("run", []))
+    assert "no-such-run" in command(verb, "no-such-run", option, tmp_path / "ours.html").error
 
 
 @pytest.mark.parametrize(("verb", "option"), [("report", "--out"), ("compare", "--html")])

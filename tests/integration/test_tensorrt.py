@@ -153,8 +153,9 @@ def test_without_a_gpu_the_kit_is_written_and_the_exit_code_is_3(
     command: Edgeda, run_directory: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "kit" / "onnx-fp32-trt"
-    ran = command("export", run_directory, "--trt", "--workspace-mb", 512, "--out", out.parent)
+    ran = command("export", run_directory, "--trt", "--workspace-mb", 512, "--out", out.parent, "--json")
     assert ran.code == 3
+    assert (ran.json["path"], ran.json["engines"]) == (str(out / "student.onnx"), [])
     assert ran.error.startswith("error: no NVIDIA GPU here, so no engine was built; build it on the device: --device")
     names = sorted(path.name for path in out.iterdir())
     assert names == ["build_engine.json", "build_engine.py", "build_engine.sh", "manifest.json", "student.onnx"]

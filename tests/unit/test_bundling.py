@@ -323,6 +323,33 @@ def test_a_kit_that_cannot_be_written_leaves_nothing(model: Path, tmp_path: Path
     assert sorted(path.read_bytes() for path in kept.path.rglob("*") if path.is_file()) == before
 
 
+@pytest.mark.parametrize("failing", [("staging",), ("staging", "back")])
+def test_stopped_between_its_renames_the_earlier_kit_is_still_there(model: Path, tmp_path: Path, monkeypatch, failing):
+    kept = bundle(str(model), "python", tmp_path / "kit")
+    rename = Path.rename
+
+    def stopped(self: Path, target: Path) -> Path:
+        if ".part-" in self.name:
+            raise KeyboardInterrupt
+        if ".old-" in self.name and "back" in failing:
+            raise OSError(28, "No space left on device", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(InputError if "back" in failing else KeyboardInterrupt):
+        bundle(str(model), "triton", tmp_path / "kit", overwrite=True)
+    (left,) = tmp_path.iterdir()
+    assert (left / "classify.py").is_file()
+    assert (left == kept.path) is ("back" not in failing)
+
+
+def test_an_engine_is_no_model_for_a_kit(command: Edgeda, tmp_path: Path):
+    (tmp_path / "student.engine").write_bytes(b"engine")
+    ran = command("bundle", tmp_path / "student.engine", "--for", "python")
+    assert ran.code == 2
+    assert "bundle the .onnx file" in ran.error
+
+
 def test_templates_are_found_in_an_installed_package(model: Path, tmp_path: Path):
     """As in a wheel: the package with the templates as its data, and no checkout around it."""
     shutil.copytree(ROOT / "edgeda", tmp_path / "site" / "edgeda", ignore=shutil.ignore_patterns("__pycache__"))

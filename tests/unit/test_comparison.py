@@ -154,6 +154,8 @@ def test_exports_are_known_by_name_and_by_their_own_manifest(tmp_path: Path):
     assert exported_accuracy(tmp_path / "a.onnx", tested) == 71.0
     assert exported_accuracy(tmp_path / "b.onnx", tested) is None, "the manifest is another file's"
     assert exported_accuracy(tmp_path / "a.onnx", {"images": {"target_test": 2000}}) is None, "not on all images"
+    chosen = {**tested, "selection": {"rule": "oracle"}}
+    assert exported_accuracy(tmp_path / "a.onnx", chosen) is None, "an oracle's"
     (tmp_path / "b.manifest.json").write_text(json.dumps({"precision": "fp16"}))
     assert manifest_beside(tmp_path / "b.onnx")["precision"] == "fp16"
 

@@ -25,7 +25,7 @@ from edgeda.fleet.recipe import load_fleet
 from edgeda.fleet.report import page
 from edgeda.fleet.sampling import sample
 from edgeda.fleet.served import try_serving
-from edgeda.fleet.state import FLEET, Storage
+from edgeda.fleet.state import FLEET, Storage, camera_key
 from edgeda.recipe import VideoRecipe
 from tests.conftest import Folders, write_digits
 
@@ -145,6 +145,24 @@ def test_cameras_that_are_the_same_share_a_student_and_others_do_not(
     assert "served by yard&#x27;s student (distance 0.0, cost 0.0 points)" in text
     assert f"drifted by {drift['when']}: {drift['statistic']} {drift['distance']:.2f} apart" in text
     assert [row["drifted"] for row in result["cameras"]] == [None, True, None]
+
+
+@pytest.mark.parametrize(
+    ("about", "camera"),
+    [
+        ({}, None),
+        ({"name": "site", "out": "o", "source": "s", "cameras": 3}, None),
+        ({"name": "site", "out": "o", "source": "s", "cameras": {"gate": "g"}}, {"status": "running", "heard": 1.0}),
+        ({"name": "site", "out": "o", "source": "s", "cameras": {"gate": "g"}}, {"accuracy": 3}),
+    ],
+)
+def test_a_state_that_says_too_little_is_called_damaged(tmp_path: Path, about: dict[str, Any], camera: Any):
+    storage = Storage(str(tmp_path))
+    storage.write(FLEET, about)
+    if camera is not None:
+        storage.write(camera_key("gate"), camera)
+    with pytest.raises(InputError, match="is damaged"):
+        fleet_status(str(tmp_path))
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -103,7 +103,7 @@ def test_gstreamer_frames_hold_the_pixels_that_were_sent(model: Path, tmp_path: 
     assert line["probability"] == pytest.approx(expected.probability, abs=1e-4)
 
 
-def test_an_openvino_model_goes_into_the_kits_that_run_it(model: Path, tmp_path: Path):
+def test_an_openvino_model_goes_into_the_kit_that_runs_it(model: Path, tmp_path: Path):
     openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
     folder = tmp_path / "ir"
     folder.mkdir()
@@ -114,5 +114,6 @@ def test_an_openvino_model_goes_into_the_kits_that_run_it(model: Path, tmp_path:
     done = run_kit(made.path, "classify.py")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["label"] in NASTY
-    with pytest.raises(InputError, match=r"needs the \.onnx"):
-        bundle(str(folder), "deepstream", tmp_path / "other")
+    for kit in ("deepstream", "gstreamer"):
+        with pytest.raises(InputError, match=r"needs the \.onnx"):
+            bundle(str(folder), kit, tmp_path / "other")

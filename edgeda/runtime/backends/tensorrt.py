@@ -146,6 +146,12 @@ class TensorRtBackend(FileBackend):
         return np.array(logits, np.float32)
 
 
+def engine_module(path: Path) -> Any:
+    """The package that runs an engine, as its sidecar says, imported; MissingExtra where it is not installed."""
+    sidecar = read_sidecar(path)
+    return _import(built_by(path, sidecar).package if sidecar else "tensorrt")
+
+
 def _import(package: str) -> Any:
     extra = "rtx" if package == "tensorrt_rtx" else "gpu"
     if package not in ("tensorrt", "tensorrt_rtx"):
