@@ -76,7 +76,9 @@ def export(
     device: Annotated[
         str | None, typer.Option(help="Build the --trt engine there: ssh://user@host[:port], with keys.")
     ] = None,
-    workspace_mb: Annotated[int | None, typer.Option(help="Most GPU memory for an engine's layers to work in.")] = None,
+    workspace_mb: Annotated[
+        int | None, typer.Option(help="Most GPU memory, in MiB, for an engine's layers to work in.")
+    ] = None,
     timing_cache: Annotated[
         Path | None, typer.Option(help="File of TensorRT's measurements, which makes the next build faster.")
     ] = None,

@@ -31,12 +31,12 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory_mb() -> float:
-    """The most memory this process ever had resident, in MB (2**20 bytes)."""
+    """The most memory this process ever had resident, in MB (10^6 bytes)."""
     found = _status_mb("VmHWM")
     if found is not None:
         return found
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -45,7 +45,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def resident_memory_mb() -> float | None:
-    """The memory this process has resident now, in MB (2**20 bytes); None where the system does not say."""
+    """The memory this process has resident now, in MB (10^6 bytes); None where the system does not say."""
     return _status_mb("VmRSS")
 
 
@@ -55,4 +55,4 @@ def _status_mb(field: str) -> float | None:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    return next((round(int(line.split()[1]) / 2**10, 1) for line in lines if line.startswith(field + ":")), None)
+    return next((round(int(line.split()[1]) * 1024 / 1e6, 1) for line in lines if line.startswith(field + ":")), None)

@@ -195,7 +195,7 @@ class _Parser:
         kinds = self._fake.enums["LayerType"]
         wanted = _LAYERS.get(node.op_type, "ACTIVATION")
         layer = types.SimpleNamespace(
-            type=kinds[wanted], num_inputs=len(node.input), num_outputs=1,
+            type=kinds[wanted], num_outputs=1,
             get_input=lambda index: self._tensor(node.input[index]), get_output=lambda index: output,
         )  # fmt: skip
         return self._fake.surface("ILayer", layer)

@@ -58,25 +58,14 @@ def fold(path: Path, manifest: Manifest, for_tensorrt: bool = False) -> Folded:
     except Exception as error:  # protobuf's DecodeError is not importable without onnx
         raise InputError(f"{path} cannot be read as ONNX: {one_line(error)}") from error
     if for_tensorrt:
-        _check_quantization(path, model)
+        source = require("edgeda.export.engine_source", "train", "a graph for TensorRT")  # imports torch
+        source.check_quantization(path, onnx, model.graph)
     classes = _width(path, model, manifest)
     _rewire(onnx, model, manifest, classes)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     onnx.checker.check_model(model)
     content: bytes = model.SerializeToString(deterministic=True)
     return Folded(content, plain.fixed_batch, opset, _parity(content, plain, manifest))
-
-
-def _check_quantization(path: Path, model: ModelProto) -> None:
-    unsigned = {tensor.name for tensor in model.graph.initializer if tensor.data_type == 2}  # TensorProto.UINT8
-    for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and (
-            len(node.input) < 3 or not node.input[2] or node.input[2] in unsigned
-        ):
-            raise InputError(
-                f"{path} is quantized to uint8, for ONNX Runtime; TensorRT would silently read that as int8: bundle "
-                "the int8 file made for TensorRT, or the fp32 one"
-            )
 
 
 def _width(path: Path, model: ModelProto, manifest: Manifest) -> int:

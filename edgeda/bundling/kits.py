@@ -80,8 +80,10 @@ def deepstream(subject: Subject) -> Kit:
     values = {
         "name": subject.name, "size": pixels.size, "classes": len(manifest.classes), "input": INPUT, "output": OUTPUT,
         "network_mode": NETWORK_MODES[manifest.precision], "precision": manifest.precision, "opset": folded.opset,
-        "least": folded.batch or 1, "primary_batch": folded.batch or 1, "secondary_batch": batch,
+        "primary_batch": folded.batch or 1, "secondary_batch": batch,
         "engine_flags": {"fp32": "", "fp16": " --fp16", "int8": " --int8 --fp16"}[manifest.precision],
+        "shapes": "" if folded.batch else f" \\\n      {_shapes(pixels.size, 1, 1)}",
+        "boxes": "" if folded.batch else f"with `{_shapes(pixels.size, 1, batch)}` ",
         "geometry": _nvinfer_geometry(subject), **_frame_crop(subject),
     }  # fmt: skip
     configs = {
@@ -170,6 +172,14 @@ def _frame_crop(subject: Subject) -> dict[str, str]:
         return {"src_crop": f"0:0:{width}:{height}"}
     side = round(min(width, height) * pixels.size / pixels.stored_size)
     return {"src_crop": f"{(width - side) // 2}:{(height - side) // 2}:{side}:{side}"}
+
+
+def _shapes(size: int, least: int, most: int) -> str:
+    """trtexec's range of batches, which it refuses for a model of one batch size."""
+    return " ".join(
+        f"--{option}Shapes={INPUT}:{batch}x3x{size}x{size}"
+        for option, batch in (("min", least), ("opt", most), ("max", most))
+    )
 
 
 def _nvinfer_geometry(subject: Subject) -> str:

@@ -92,13 +92,12 @@ def export_run(
         params_m=parameters_m(network),
         tools=_tools(),
     )
-    options = replace(options or Options(), threads=threads)
     torch_logits = logits_of(
         TorchBackend(network, manifest, threads), network_input(images, card.preprocessing), batch=7
     )
     manifest = replace(manifest, drift=drift_reference(images, torch_logits))
     reference = Reference(images, card.preprocessing, torch_logits, labels)
-    builder = Builder(network, manifest, reference, calibration, teaching, options)
+    builder = Builder(network, manifest, reference, calibration, teaching, options or Options(), threads)
     try:
         make_folder(folder)
     except OSError as error:

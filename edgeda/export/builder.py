@@ -66,7 +66,6 @@ class Options:
     calibrator: str = "percentile"
     max_drop: float = 1.0
     latency_s: float = 0.5
-    threads: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +88,7 @@ class Builder:
     calibration: Calibration | None = None
     teaching: Teaching | None = None
     options: Options = Options()
+    threads: int | None = None
     baseline_ms: float | None = None
     _networks: dict[str, Network] = field(default_factory=dict)
     _graphs: dict[tuple[str, int], ModelProto] = field(default_factory=dict)
@@ -171,7 +171,7 @@ class Builder:
         content = finish(model, manifest)
         if request.format == "onnx":
             path.write_bytes(content)
-            return OnnxRuntimeBackend(path, self.options.threads)
+            return OnnxRuntimeBackend(path, self.threads)
         del model.metadata_props[:]
         inputs = None
         if request.precision == "int8":
@@ -180,7 +180,7 @@ class Builder:
             inputs = [whole[np.arange(at, at + size) % len(whole)] for at in range(0, len(whole), size)]
         write_openvino(model.SerializeToString(), path, request.precision, inputs, kept)
         path.with_name("manifest.json").write_text(manifest.embedded(), encoding="utf-8")
-        return OpenVinoBackend(path, self.options.threads)
+        return OpenVinoBackend(path, self.threads)
 
     def _int8(self, request: Request, manifest: Manifest, path: Path) -> tuple[Backend, dict[str, Any], float]:
         images, teaching = self._calibration(), self.teaching

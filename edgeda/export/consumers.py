@@ -48,7 +48,6 @@ CONSUMERS = {
 than the 20 that torch writes. ONNX Runtime runs fp16 on x86 only by casting back; it reads any opset up to 20 from
 version 1.17 on."""
 
-OPENVINO_PRECISIONS = ("fp32", "fp16", "int8")
 RAW = {"nhwc": "uint8 NHWC RGB", "nchw": "uint8 NCHW RGB"}
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from edgeda.runtime.tensorrt_api import Builder, Config, Network, Parser
 
 REQUEST_NAME = "build_engine.json"
+_REQUEST = ("onnx", "onnx_sha256", "engine", "package", "precision", "half", "batch", "workspace_mb", "timing_cache",
+            "dla_core", "version_compatible", "manifest")  # fmt: skip
 STRONG_FROM = (10, 12)
 """Before this version, strong typing is not reliable: the builder flags FP16 and INT8 are used instead."""
 _COMPUTE = ("CONVOLUTION", "DECONVOLUTION", "FULLY_CONNECTED", "MATRIX_MULTIPLY")
@@ -48,8 +50,8 @@ def build(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     The request holds `onnx`, `onnx_sha256`, `engine` (file names), `package` (`tensorrt` or `tensorrt_rtx`),
     `precision` and `half` (of the graph: the latter whether it holds fp16 weights), `batch` (least, usual, most),
-    `workspace_mb`, `timing_cache`, `dla_core`, `version_compatible`, `manifest`. Raises BuildError; then nothing
-    is written.
+    `workspace_mb` (MiB, as trtexec counts), `timing_cache`, `dla_core`, `version_compatible`, `manifest`. Raises
+    BuildError; then nothing is written.
     """
     onnx = folder / request["onnx"]
     if not onnx.is_file():
@@ -210,7 +212,7 @@ def _configure(
         if request["precision"] == "int8":
             config.set_flag(trt.BuilderFlag.INT8)
     if request["workspace_mb"] is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_mb"] * 1_000_000)
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_mb"] * 2**20)
     if request["version_compatible"]:
         if not hasattr(trt.BuilderFlag, "VERSION_COMPATIBLE"):
             raise BuildError(f"TensorRT {trt.__version__} builds no version-compatible engines", _MACHINE)
@@ -283,6 +285,9 @@ def main(arguments: list[str] | None = None) -> int:
             request = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BuildError(f"{path} cannot be read: {error}", _INPUT) from error
+        missing = [key for key in _REQUEST if not isinstance(request, dict) or key not in request]
+        if missing:
+            raise BuildError(f"{path} does not say {', '.join(missing)}; export again, or copy it again", _INPUT)
         report = build(request, path.resolve().parent)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)

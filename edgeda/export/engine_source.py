@@ -51,7 +51,7 @@ def read_source(path: Path) -> EngineSource:
     images = [value for value in graph.input if value.name not in weights]
     if len(images) != 1:
         raise InputError(f"{path} has {len(images)} inputs; TensorRT engines of edgeda take one batch of images")
-    _check_quantization(path, onnx, graph, weights)
+    check_quantization(path, onnx, graph)
     quantized = any(node.op_type in _QUANTIZING for node in graph.node)
     half = any(tensor.data_type == onnx.TensorProto.FLOAT16 and len(tensor.dims) > 1 for tensor in graph.initializer)
     dims = images[0].type.tensor_type.shape.dim
@@ -65,7 +65,9 @@ def read_source(path: Path) -> EngineSource:
     )
 
 
-def _check_quantization(path: Path, onnx: Any, graph: Any, weights: dict[str, Any]) -> None:
+def check_quantization(path: Path, onnx: Any, graph: Any) -> None:
+    """InputError for a graph quantized in a way that TensorRT takes wrongly."""
+    weights = {tensor.name: tensor for tensor in graph.initializer}
     remedy = "export it for TensorRT with: edgeda export RUN --onnx --precision int8 --for trt"
     for node in graph.node:
         if node.op_type not in _QUANTIZING:

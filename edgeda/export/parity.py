@@ -46,23 +46,14 @@ class Parity:
         }
 
 
-def check_parity(
-    reference: Backend, candidate: Backend, inputs: NDArray[np.float32], batches: Sequence[int] = (1, 7)
-) -> Parity:
-    """Compare two backends on inputs `(N, 3, H, W)`, the candidate at each batch size.
-
-    Every batch is full: the last one is filled up with the first images, whose second answers are
-    dropped. Raises InputError for no inputs, outputs of different shapes, or outputs not finite.
-    """
-    if len(inputs) == 0:
-        raise InputError("no images to compare the exported model on")
-    return compare(logits_of(reference, inputs, max(batches)), candidate, inputs, batches, reference.name)
-
-
 def compare(
     expected: Logits, candidate: Backend, inputs: NDArray[Any], batches: Sequence[int], name: str = "torch"
 ) -> Parity:
-    """`check_parity` against logits `(N, C)` that `name` gave; `inputs` `(N, ...)` are in the candidate's layout."""
+    """A backend at each batch size against logits `(N, C)` that `name` gave; `inputs` are in the backend's layout.
+
+    Every batch is full: the last one is filled up with the first images, whose second answers are dropped. Raises
+    InputError for outputs of another shape, or not finite.
+    """
     answers = np.stack([logits_of(candidate, inputs, batch) for batch in batches])
     if answers.shape[1:] != expected.shape:
         raise InputError(

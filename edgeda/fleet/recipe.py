@@ -144,7 +144,8 @@ def _explain(error: ValidationError) -> str:
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     location = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        known = Camera.model_fields if location[0] == "cameras" else FleetRecipe.model_fields
+        parts: dict[str, type[Strict]] = {"cameras": Camera, "group": Group}
+        known = parts.get(location[0], FleetRecipe).model_fields
         return f"unknown key '{'.'.join(location)}'{did_you_mean(location[-1], known)}"
     if first["type"] == "missing":
         return f"'{'.'.join(location)}' is missing"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import time
 from collections import Counter
@@ -11,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeda.errors import from_os_error
-from edgeda.report.tables import Column, format_value, text_table
+from edgeda.report.page import page as document
+from edgeda.report.page import paragraph, section, table
+from edgeda.report.svg import escape
+from edgeda.report.tables import Column, text_table
 from edgeda.run_folder import write
 
 Record = dict[str, Any]
@@ -117,27 +119,14 @@ def page(result: Record) -> str:
     groups: dict[str, list[Record]] = {}
     for row in result["cameras"]:
         groups.setdefault(row["verdict"] or row["status"], []).append(row)
-    parts = []
+    text = (
+        f"{len(result['cameras'])} cameras from the source {result['source']}; {result['cost_s']:.0f} s of work. "
+        "Accuracies: labelled images of the camera, epoch selected without them; verdicts use no labels. " + LEGEND
+    )
+    parts = [f"<h1>{escape(result['name'])}</h1>", paragraph(text)]
     for group in sorted(groups, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
-        head = "".join(f"<th>{html.escape(c.title + (f' ({c.unit})' if c.unit else ''))}</th>" for c in COLUMNS)
-        body = "".join(
-            "<tr>"
-            + "".join(f"<td>{html.escape(format_value(row.get(c.key), c.decimals))}</td>" for c in COLUMNS)
-            + "</tr>"
-            for row in groups[group][:SHOWN]
-        )
         title = f"ship {group}" if group in ORDER[:2] else group
         more = len(groups[group]) - SHOWN
-        rest = f"<p>and {more} more in fleet.json</p>" if more > 0 else ""
-        parts.append(f"<h2>{html.escape(title)} ({len(groups[group])})</h2><table><tr>{head}</tr>{body}</table>{rest}")
-    style = (
-        "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
-        "td,th{padding:.3em .7em;border-bottom:1px solid #ccc;text-align:left}"
-    )
-    name = html.escape(result["name"])
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{style}</style></head>'
-        f"<body><h1>{name}</h1><p>{len(result['cameras'])} cameras from the source {html.escape(result['source'])}; "
-        f"{result['cost_s']:.0f} s of work. Accuracies: labelled images of the camera, epoch selected without them; "
-        f"verdicts use no labels. {LEGEND}</p>{''.join(parts)}</body></html>\n"
-    )
+        rest = paragraph(f"and {more} more in fleet.json") if more > 0 else ""
+        parts.append(section(f"{title} ({len(groups[group])})", table(groups[group][:SHOWN], COLUMNS), rest))
+    return document(result["name"], parts)

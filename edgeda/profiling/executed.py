@@ -25,8 +25,6 @@ class Executed:
 
     precision: str | None
     """None when the file holds no convolution and no product."""
-    share: float
-    """Of the time of convolutions and products, what ran in that type, 0 to 1."""
     providers: Mapping[str, int]
     """Number of nodes by execution provider, the largest first."""
 
@@ -64,6 +62,6 @@ def _read(events: Sequence[Mapping[str, Any]]) -> Executed:
             spent[_TYPES.get(types[0], types[0]) if types else "unknown"] += int(event.get("dur", 0)) + 1
     counted = Counter(providers.values())
     if not spent:
-        return Executed(None, 0.0, dict(counted.most_common()))
-    (precision, most), *_ = spent.most_common(1)
-    return Executed(precision, most / sum(spent.values()), dict(counted.most_common()))
+        return Executed(None, dict(counted.most_common()))
+    ((precision, _),) = spent.most_common(1)
+    return Executed(precision, dict(counted.most_common()))

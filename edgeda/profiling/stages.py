@@ -44,7 +44,8 @@ def measure_stages(
 ) -> dict[str, Any]:
     """Time each of `STAGES` on one image file over and over: medians in ms, the whole with p90 and p99.
 
-    A model of a fixed batch gets the image first and zeros behind it. The whole is measured call by call, so its median may differ a little from the sum of the medians.
+    A model of a fixed batch gets the image first and zeros behind it. The whole is measured call by call, so its median
+    may differ a little from the sum of the medians.
     Raises InputError when the image cannot be read.
     """
     layout = backend.manifest.layout if backend.manifest else FLOAT_NCHW

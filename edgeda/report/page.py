@@ -8,6 +8,7 @@ from pathlib import Path
 from edgeda.errors import from_os_error
 from edgeda.report.svg import escape, marker
 from edgeda.report.tables import Column, Row, format_value
+from edgeda.whole_file import whole_file
 
 GENERATOR = '<meta name="generator" content="edgeda">'
 """In every page of ours, near its top: what has none is the user's."""
@@ -30,12 +31,10 @@ def page(title: str, body: Sequence[str]) -> str:
 
 def write_page(path: Path, document: str) -> None:
     """Write a whole file or none; InputError when the disk is full or the folder is not ours."""
-    temporary = path.with_name(f"{path.name}.part")
     try:
-        temporary.write_text(document, encoding="utf-8")
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            temporary.write_text(document, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise from_os_error(error, f"writing {path.name}") from error
 
 

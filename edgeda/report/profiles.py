@@ -233,8 +233,12 @@ def _power(rows: Sequence[Row]) -> Iterator[str]:
 def _samples(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
-    runs, threads = [row["runs"] for row in rows], rows[0]["threads"]
-    counted = f"{min(runs)}" if min(runs) == max(runs) else f"{min(runs)} to {max(runs)}"
+    counted, threads = (_span([row[key] for row in rows]) for key in ("runs", "threads"))
     jitter = [row["jitter_mad_ms"] / row["median_ms"] for row in rows if row["jitter_mad_ms"] is not None]
     said = f"; jitter (MAD) up to {max(jitter):.1%} of the median" if jitter else ""
-    return [f"latency of one call, {counted} calls a row, {threads} {'thread' if threads == 1 else 'threads'}{said}"]
+    return [f"latency of one call, {counted} calls a row, {threads} {'thread' if threads == '1' else 'threads'}{said}"]
+
+
+def _span(values: Sequence[int]) -> str:
+    least, most = min(values), max(values)
+    return f"{least}" if least == most else f"{least} to {most}"

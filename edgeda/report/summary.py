@@ -60,7 +60,7 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     lines += [
         *verdict_lines(summary),
         f"{summary['wall_s']:.0f} s of training, {summary['pairs_per_s']:.1f} pairs/s in {summary['precision']}, "
-        f"peak memory {summary['peak_memory_mb'] / 1024:.1f} GiB; run saved in {summary['run']}",
+        f"peak memory {summary['peak_memory_mb'] / 1000:.1f} GB; run saved in {summary['run']}",
         "",
         *_next_commands(summary),
     ]

@@ -22,7 +22,6 @@ class Layer(Protocol):
     """ILayer."""
 
     type: Any
-    num_inputs: int
     num_outputs: int
 
     def get_input(self, index: int) -> Tensor | None: ...

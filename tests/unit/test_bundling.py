@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -176,6 +177,15 @@ def test_deepstream_reads_its_configuration(model: Path, tmp_path: Path):
     graph = (made.path / "model.onnx").read_bytes()
     assert probabilities(graph, np.zeros((1, 3, SIZE, SIZE), np.float32)).shape == (1, len(NASTY))
     assert not made.notes
+
+
+@pytest.mark.parametrize("batch", ["batch", 8])
+def test_trtexec_is_given_a_range_of_batches_only_where_there_is_one(tmp_path: Path, batch: int | str):
+    path = bundle(str(write_model(tmp_path / "m.onnx", batch=batch)), "deepstream", tmp_path / "kit").path
+    (command,) = re.findall(r"--onnx=model.onnx.*?\n\n", (path / "README.md").read_text(), re.DOTALL)
+    shapes = [f"--{option}Shapes=pixels:1x3x{SIZE}x{SIZE}" for option in ("min", "opt", "max")]
+    saved = ["--onnx=model.onnx", "--saveEngine=model_fp32.engine"]
+    assert command.replace("\\\n", " ").split() == saved + (shapes if batch == "batch" else [])
 
 
 def test_a_model_of_central_squares_is_told_how_to_crop(tmp_path: Path):

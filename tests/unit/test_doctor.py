@@ -81,6 +81,13 @@ def test_a_machine_for_deployment_has_no_torch(monkeypatch: pytest.MonkeyPatch) 
     assert found["warnings"] == []
 
 
+def test_without_onnxruntime_the_extra_that_brings_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    said = ability(diagnose(), "export to ONNX")
+    assert said["detail"] == "onnxruntime not installed: pip install 'edgeda[cpu]'"
+    assert not said["able"]
+
+
 def test_a_broken_torch_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "torch"
     broken.mkdir()

@@ -72,7 +72,7 @@ def test_every_option_on_every_version(version: str, tmp_path: Path, monkeypatch
     (tmp_path / "orin.cache").write_bytes(b"kept")
     report = build(request_for(path, version, **options), tmp_path)
     built = engine(path)
-    assert built["pools"] == {"WORKSPACE": 512_000_000}
+    assert built["pools"] == {"WORKSPACE": 512 * 2**20}, "MiB, as trtexec takes them"
     assert built["dla"] == ["DLA", 1]
     assert {"GPU_FALLBACK", "VERSION_COMPATIBLE"} <= set(built["flags"])
     assert [shape[0] for shape in built["profiles"][0]["images"]] == [2, 4, 16]
@@ -187,6 +187,14 @@ def test_the_script_builds_with_a_real_tensorrt(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+    for text, lacks in (
+        ('{"onnx": "student.onnx"}', "does not say onnx_sha256, engine, "),
+        ("[]", "does not say onnx, "),
+    ):
+        (tmp_path / "device" / "build_engine.json").write_text(text)
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert lacks in done.stderr
 
 
 TRTEXEC = """#!/bin/sh

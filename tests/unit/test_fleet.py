@@ -155,10 +155,15 @@ def test_cameras_share_what_trains_on_the_source_and_nothing_that_sees_the_targe
     ]  # fmt: skip
 
 
+def test_a_key_of_group_is_compared_with_those_of_group(tmp_path: Path):
+    with pytest.raises(InputError, match=r"unknown key 'group.distnce'; did you mean 'distance'\?"):
+        load_fleet(written(tmp_path, f"source: s\ngroup: {{distnce: 0.3}}\n{CAMERAS}"))
+
+
 def test_the_page_is_by_verdict_and_escapes_names():
     about = {"name": "<site>", "out": "o", "source": "lab", "cameras": {"a&b": "t", "c": "t", "d": "t"}}
     records = {
-        "a&b": {"status": "finished", "verdict": "adapted", "why": "says more", "seconds": 2.5,
+        "a&b": {"status": "finished", "verdict": "adapted", "why": "says \x07 more", "seconds": 2.5,
                 "accuracy": {"student": 81.25, "source_only": 70.0}},
         "c": {"status": "failed", "reason": "no <such> folder"},
         "d": {"status": "running", "node": "n", "stage": "joint", "epoch": 1, "heard": time.time() - 3600},
@@ -172,4 +177,6 @@ def test_the_page_is_by_verdict_and_escapes_names():
     assert "no &lt;such&gt; folder" in text
     assert text.index("ship adapted (1)") < text.index("running (1)") < text.index("failed (1)")
     assert "no sign of life for 60 minutes" in text
+    assert "says \N{REPLACEMENT CHARACTER} more" in text
+    assert "Content-Security-Policy" in text
     assert "http" not in text

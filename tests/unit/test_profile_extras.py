@@ -21,9 +21,9 @@ from edgeda.profiling.executed import _read
 from edgeda.profiling.latency import cpu_pressure, measure_latency, summarize
 from edgeda.profiling.opening import PROVIDERS, Subject, model_files, subject_from
 from edgeda.profiling.session import profile
-from edgeda.profiling.stages import STAGES
-from edgeda.report.profiles import result_text
-from edgeda.runtime.manifest import METADATA_KEY
+from edgeda.profiling.stages import STAGES, measure_stages
+from edgeda.report.profiles import _samples, result_text
+from edgeda.runtime.manifest import METADATA_KEY, RAW_NHWC, Manifest
 from edgeda.runtime.preprocessing import Preprocessing
 from tests.onnx_models import SMALL_MACS, small_classifier
 
@@ -124,7 +124,6 @@ def test_the_type_that_took_most_time_is_what_was_executed() -> None:
     ]  # fmt: skip
     found = _read(events)
     assert found.precision == "int8"
-    assert found.share == pytest.approx(701 / 953)
     assert found.providers == {"CPUExecutionProvider": 3, "CUDAExecutionProvider": 1}
     assert _read([]).precision is None
 
@@ -224,3 +223,79 @@ def test_json_of_the_command_carries_everything_and_non_finite_outputs_are_said(
     assert ran.json["device"] is None
     assert set(ran.json["state"]) == {"pressure_before", "pressure_after", "clean"}
     assert "its outputs are not finite" in command("profile", path, *asked).out
+
+
+def test_stages_feed_a_model_what_it_takes(tmp_path: Path) -> None:
+    Image.fromarray(np.full((30, 40, 3), 9, np.uint8)).save(tmp_path / "photo.png")
+    manifest = Manifest(("a", "b"), Preprocessing(16), "tiny", "fp32", (4, 4), layout=RAW_NHWC)
+    seen: list[tuple[tuple[int, ...], str]] = []
+
+    class Raw:
+        name, precision, input_shape, fixed_batch = "raw", "fp32", (3, 16, 16), 4
+
+        def __init__(self) -> None:
+            self.manifest = manifest
+
+        def __call__(self, batch: np.ndarray) -> np.ndarray:
+            seen.append((batch.shape, str(batch.dtype)))
+            assert (batch[0] == 9).all()
+            return np.zeros((len(batch), 2), np.float32)
+
+    assert measure_stages(Raw(), manifest.preprocessing, tmp_path / "photo.png", 0.01)["runs"] > 0
+    assert set(seen) == {((4, 16, 16, 3), "uint8")}
+
+
+def test_rows_that_were_measured_stay_whole_when_a_later_number_of_streams_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, original = [], Subject.open
+
+    def failing(self: Subject, threads: int, count: bool = True) -> object:
+        opened.append(threads)
+        if len(opened) > 1:
+            raise MachineError("no memory")
+        return original(self, threads, count)
+
+    monkeypatch.setattr(Subject, "open", failing)
+    path = small_classifier(tmp_path / "small.onnx")
+    extras = Extras(streams=(1, 2), memory=True)
+    rows = profile_model(str(path), engines=["onnxruntime"], threads=2, budget_s=0.01, extras=extras, batch_sizes=(1,))
+    assert (rows[0].peak_memory_mb is not None, rows[1].note) == (True, "no memory")
+
+
+def test_what_was_measured_is_kept_when_the_machines_peaks_are_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(request: object) -> dict:
+        raise MachineError("no fresh process could be started: fork")
+
+    monkeypatch.setattr("edgeda.profiling.session.in_fresh_process", gone)
+    path = str(small_classifier(tmp_path / "small.onnx"))
+    found = profile([path], engines=["onnxruntime"], threads=1, seconds=0.01, estimate_for=["orin-nano"])
+    assert (found["rows"][0]["runs"] > 0, len(found["estimates"]), "check" in found) == (True, 1, False)
+    assert "peaks are not known: no fresh process" in caplog.text
+
+
+def test_layers_that_cannot_be_counted_are_said_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[object] = []
+    monkeypatch.setattr("edgeda.profiling.session.profile_subjects", lambda *given: measured.append(given))
+    (tmp_path / "student.engine").write_bytes(b"engine")
+    with pytest.raises(InputError, match=r"name the \.onnx file"):
+        profile([str(tmp_path / "student.engine")], threads=1, seconds=0.01, layers=True)
+    assert measured == []
+
+
+def test_an_engines_package_is_imported_before_its_loading_is_timed(tmp_path: Path) -> None:
+    (tmp_path / "student.engine").write_bytes(b"engine")
+    said = {"package": "nowhere", "version": "1", "gpu": None, "onnx": "x.onnx", "version_compatible": False}
+    (tmp_path / "student.engine.json").write_text(json.dumps({"engine": said}))
+    with pytest.raises(InputError, match="an engine built by 'nowhere'"):
+        Subject("s", "tensorrt", str(tmp_path / "student.engine")).prepare()
+
+
+def test_threads_of_rows_that_share_them_are_said_as_a_range() -> None:
+    row = {"runs": 5, "threads": 2, "jitter_mad_ms": None}
+    assert _samples([row, {**row, "threads": 1}]) == ["latency of one call, 5 calls a row, 1 to 2 threads"]
+    assert _samples([row]) == ["latency of one call, 5 calls a row, 2 threads"]
