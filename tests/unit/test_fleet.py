@@ -179,4 +179,4 @@ def test_the_page_is_by_verdict_and_escapes_names():
     assert "no sign of life for 60 minutes" in text
     assert "says \N{REPLACEMENT CHARACTER} more" in text
     assert "Content-Security-Policy" in text
-    assert "http" not in text
+    assert "://" not in text
