@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgeda.errors import InputError, one_line, require
 from edgeda.runtime.backends import OnnxRuntimeBackend
+from edgeda.runtime.backends.onnx_runtime import session_options
 from edgeda.runtime.classifier import softmax
 from edgeda.runtime.manifest import FLOAT_NCHW, LOGITS, METADATA_KEY, Manifest
 from edgeda.runtime.preprocessing import Pixels, normalize
@@ -118,8 +119,8 @@ def _rewire(onnx: Any, model: ModelProto, manifest: Manifest, classes: int) -> N
 def _parity(content: bytes, plain: OnnxRuntimeBackend, manifest: Manifest) -> dict[str, Any]:
     """Compare on pictures that reach every value; InputError when a probability differs by more than the limit."""
     ort = require("onnxruntime", "cpu", "checking the bundled graph")
-    options = ort.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads, options.inter_op_num_threads = 4, 1, 1
+    options = session_options(ort)
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
         session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no parent but Exception

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeda.errors import InputError, did_you_mean, require
+from edgeda.runtime.backends.onnx_runtime import session_options
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -120,10 +121,8 @@ def _probe(model: ModelProto, names: list[str]) -> Callable[[NDArray[Any]], Iter
     for name in names:
         if name != source:
             probe.graph.output.add(name=name)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
     content = shapes.infer_shapes(probe).SerializeToString()
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(content, session_options(ort), providers=["CPUExecutionProvider"])
     given = [value.name for value in session.get_outputs()]
 
     def run(inputs: NDArray[Any]) -> Iterator[list[NDArray[Any]]]:

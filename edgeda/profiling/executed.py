@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeda.errors import InputError, one_line, require
+from edgeda.runtime.backends.onnx_runtime import session_options
 
 _HEAVY = ("Conv", "Gemm", "MatMul")
 _TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
@@ -33,8 +34,7 @@ def onnxruntime_executed(path: Path, batch: NDArray[np.float32], providers: Sequ
     """Run an ONNX file twice in a session of its own with ONNX Runtime's profiler on, and read what it noted."""
     ort = require("onnxruntime", "cpu", "running a model on ONNX Runtime")
     with tempfile.TemporaryDirectory(prefix="edgeda-") as folder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
+        options = session_options(ort)
         options.intra_op_num_threads = threads
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "nodes")

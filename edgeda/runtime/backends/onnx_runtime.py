@@ -18,6 +18,18 @@ CPU_PROVIDER = "CPUExecutionProvider"
 _TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
 
 
+def session_options(ort: Any) -> Any:
+    """Options of any ONNX Runtime session here: quiet, and with int8 products that do not overflow.
+
+    On x86 without VNNI its fast kernel for uint8 x int8 adds pairs in 16 bits, which saturate; asked for precision, it
+    takes a slower one there, and changes nothing elsewhere.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
 class OnnxRuntimeBackend(FileBackend):
     """An `.onnx` file on ONNX Runtime, on the CPU unless `providers` asks for others, best first.
 
@@ -35,8 +47,7 @@ class OnnxRuntimeBackend(FileBackend):
         available = ort.get_available_providers()
         if absent := [name for name in wanted if name not in available]:
             raise MachineError(f"this ONNX Runtime has no {', '.join(absent)}; it has {', '.join(available)}")
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
+        options = session_options(ort)
         options.inter_op_num_threads = 1
         if checked_threads(threads) is not None:
             options.intra_op_num_threads = threads
