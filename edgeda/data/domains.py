@@ -180,6 +180,11 @@ def class_folders(root: Path) -> FileDomain:
     names: list[str] = []
     ignored: list[str] = []
     for folder in sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")):
+        try:
+            os.scandir(folder).close()
+        except OSError as error:
+            reason = f"cannot be opened ({error.strerror}), and its class would be missing"
+            raise InputError(f"{folder} {reason}; make it readable, or move it away") from error
         found = list(_images_below(folder, ignored))
         if found:
             labels += [len(names)] * len(found)

@@ -131,6 +131,20 @@ def test_a_file_name_that_is_not_utf8(tmp_path):
 # --- the unlabelled target -------------------------------------------------------------------------------------------
 
 
+def test_a_class_folder_that_cannot_be_opened_is_no_missing_class(tmp_path, monkeypatch):
+    class_tree(tmp_path, each=1)
+    scan = os.scandir
+
+    def locked(path="."):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(InputError, match=r"dog cannot be opened \(Permission denied\), and its class would be missing"):
+        open_labelled(str(tmp_path))
+
+
 def test_the_target_is_any_folder_of_any_depth_and_has_no_labels(tmp_path):
     picture(tmp_path / "b.png", 1)
     picture(tmp_path / "cat" / "1.png", 1)
