@@ -44,7 +44,7 @@ def test_two_processes_have_the_losses_of_one(folders: Folders, environment: dic
         "frozen": values(folders, 2, adapt={"batchnorm": "frozen"}),
         "per-domain": values(folders, 1, data=augment, distill={"end_to_end": True},
                              adapt={"batchnorm": "per-domain", "alignment": ["dann", "mdd", "mcc"]}),
-        "cckdn": values(folders, 1, method="cckdn", cckdn={"critic": "wgan-gp", "width": 8}),
+        "cckdn": values(folders, 1, method="cckdn", cckdn={"critic": "wgan-gp", "width": 8, "lr": 2e-5}),
     }  # fmt: skip
     command = [sys.executable, "-c", DRIVER, json.dumps(cases), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
