@@ -197,7 +197,7 @@ def main() -> None:
         reached = ours["gflop_per_pair"] * arguments.batch_size / ours["step_s"] / 1e3
         print(
             f"{ours['gflop_per_pair']:.0f} GFLOP a pair: {reached:.2f} TFLOP/s, "
-            f"{reached / ours['matmul_tflops']:.0%} of the {ours['matmul_tflops']:.2f} TFLOP/s of a bf16 matrix product"
+            f"{reached / ours['matmul_tflops']:.0%} of the {ours['matmul_tflops']:.2f} TFLOP/s of a matrix product"
         )
 
 
