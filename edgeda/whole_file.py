@@ -46,7 +46,8 @@ def check_writable(folder: Path, option: str) -> None:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        reason = error.strerror or one_line(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else error.strerror or one_line(error)
         raise InputError(f"cannot write to {folder}: {reason}; choose another place with {option}") from error
 
 
