@@ -172,45 +172,35 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
 
     words = language()
     name = str(dtype).removeprefix("torch.")
-    take, load, store, values, floats = (
-        words.take,
-        words.load[name],
-        words.store[name],
-        words.pointer[name],
-        words.pointer["float32"],
-    )
+    load, store, values, floats = words.load[name], words.store[name], words.pointer[name], words.pointer["float32"]
     zero, nothing = float32(0), float32(-float("inf"))
 
-    def moments(table: Any) -> None:
+    def moments(table: Any, chunk: Any) -> None:
         """shift `(C,)`; out: sums `(chunks, 2, C)` of x - shift and its square."""
         chunks, pixels, channels, rows = table[1], table[2], table[3], table[4]
         x = carray(values(table[5]), (pixels, channels))
         shift = carray(floats(table[6]), (channels,))
         sums = carray(floats(table[7]), (chunks, 2, channels))
-        while True:
-            chunk = take(table)
-            if chunk >= chunks:
-                return
-            first, second = sums[chunk, 0], sums[chunk, 1]
+        first, second = sums[chunk, 0], sums[chunk, 1]
+        for c in range(channels):
+            first[c] = zero
+            second[c] = zero
+        row, end = chunk * rows, min(pixels, chunk * rows + rows)
+        while row + 4 <= end:
             for c in range(channels):
-                first[c] = zero
-                second[c] = zero
-            row, end = chunk * rows, min(pixels, chunk * rows + rows)
-            while row + 4 <= end:
-                for c in range(channels):
-                    one, two = load(x[row, c]) - shift[c], load(x[row + 1, c]) - shift[c]
-                    three, four = load(x[row + 2, c]) - shift[c], load(x[row + 3, c]) - shift[c]
-                    first[c] += (one + two) + (three + four)
-                    second[c] += (one * one + two * two) + (three * three + four * four)
-                row += 4
-            while row < end:
-                for c in range(channels):
-                    one = load(x[row, c]) - shift[c]
-                    first[c] += one
-                    second[c] += one * one
-                row += 1
+                one, two = load(x[row, c]) - shift[c], load(x[row + 1, c]) - shift[c]
+                three, four = load(x[row + 2, c]) - shift[c], load(x[row + 3, c]) - shift[c]
+                first[c] += (one + two) + (three + four)
+                second[c] += (one * one + two * two) + (three * three + four * four)
+            row += 4
+        while row < end:
+            for c in range(channels):
+                one = load(x[row, c]) - shift[c]
+                first[c] += one
+                second[c] += one * one
+            row += 1
 
-    def normalize(table: Any) -> None:
+    def normalize(table: Any, chunk: Any) -> None:
         """mean, slope and bias `(3, C)`, out, whether to rectify."""
         chunks, pixels, channels, rows = table[1], table[2], table[3], table[4]
         x = carray(values(table[5]), (pixels, channels))
@@ -218,16 +208,12 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
         out = carray(values(table[7]), (pixels, channels))
         mean, slope, bias = by_channel[0], by_channel[1], by_channel[2]
         least = zero if table[8] else nothing
-        while True:
-            chunk = take(table)
-            if chunk >= chunks:
-                return
-            for row in range(chunk * rows, min(pixels, chunk * rows + rows)):
-                for c in range(channels):
-                    value = (load(x[row, c]) - mean[c]) * slope[c] + bias[c]
-                    out[row, c] = store(least if value < least else value)
+        for row in range(chunk * rows, min(pixels, chunk * rows + rows)):
+            for c in range(channels):
+                value = (load(x[row, c]) - mean[c]) * slope[c] + bias[c]
+                out[row, c] = store(least if value < least else value)
 
-    def normalize_and_add(table: Any) -> None:
+    def normalize_and_add(table: Any, chunk: Any) -> None:
         """mean, slope and bias `(3, C)`, out, whether to rectify, shortcut."""
         chunks, pixels, channels, rows = table[1], table[2], table[3], table[4]
         x = carray(values(table[5]), (pixels, channels))
@@ -236,16 +222,12 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
         shortcut = carray(values(table[9]), (pixels, channels))
         mean, slope, bias = by_channel[0], by_channel[1], by_channel[2]
         least = zero if table[8] else nothing
-        while True:
-            chunk = take(table)
-            if chunk >= chunks:
-                return
-            for row in range(chunk * rows, min(pixels, chunk * rows + rows)):
-                for c in range(channels):
-                    value = (load(x[row, c]) - mean[c]) * slope[c] + bias[c] + load(shortcut[row, c])
-                    out[row, c] = store(least if value < least else value)
+        for row in range(chunk * rows, min(pixels, chunk * rows + rows)):
+            for c in range(channels):
+                value = (load(x[row, c]) - mean[c]) * slope[c] + bias[c] + load(shortcut[row, c])
+                out[row, c] = store(least if value < least else value)
 
-    def sums(table: Any) -> None:
+    def sums(table: Any, chunk: Any) -> None:
         """mean, slope and bias `(3, C)`, gradient; out: sums `(chunks, 2, C)` of g, g (x - mean); rectified?"""
         chunks, pixels, channels, rows = table[1], table[2], table[3], table[4]
         x = carray(values(table[5]), (pixels, channels))
@@ -254,34 +236,30 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
         sums = carray(floats(table[8]), (chunks, 2, channels))
         mean, slope, bias = by_channel[0], by_channel[1], by_channel[2]
         least = zero if table[9] else nothing
-        while True:
-            chunk = take(table)
-            if chunk >= chunks:
-                return
-            first, second = sums[chunk, 0], sums[chunk, 1]
+        first, second = sums[chunk, 0], sums[chunk, 1]
+        for c in range(channels):
+            first[c] = zero
+            second[c] = zero
+        row, end = chunk * rows, min(pixels, chunk * rows + rows)
+        while row + 2 <= end:
             for c in range(channels):
-                first[c] = zero
-                second[c] = zero
-            row, end = chunk * rows, min(pixels, chunk * rows + rows)
-            while row + 2 <= end:
-                for c in range(channels):
-                    one, two = load(x[row, c]) - mean[c], load(x[row + 1, c]) - mean[c]
-                    above, below = load(gradient[row, c]), load(gradient[row + 1, c])
-                    above = above if one * slope[c] + bias[c] > least else zero
-                    below = below if two * slope[c] + bias[c] > least else zero
-                    first[c] += above + below
-                    second[c] += above * one + below * two
-                row += 2
-            while row < end:
-                for c in range(channels):
-                    one = load(x[row, c]) - mean[c]
-                    above = load(gradient[row, c])
-                    above = above if one * slope[c] + bias[c] > least else zero
-                    first[c] += above
-                    second[c] += above * one
-                row += 1
+                one, two = load(x[row, c]) - mean[c], load(x[row + 1, c]) - mean[c]
+                above, below = load(gradient[row, c]), load(gradient[row + 1, c])
+                above = above if one * slope[c] + bias[c] > least else zero
+                below = below if two * slope[c] + bias[c] > least else zero
+                first[c] += above + below
+                second[c] += above * one + below * two
+            row += 2
+        while row < end:
+            for c in range(channels):
+                one = load(x[row, c]) - mean[c]
+                above = load(gradient[row, c])
+                above = above if one * slope[c] + bias[c] > least else zero
+                first[c] += above
+                second[c] += above * one
+            row += 1
 
-    def sums_of_rectified(table: Any) -> None:
+    def sums_of_rectified(table: Any, chunk: Any) -> None:
         """mean, slope and bias `(3, C)`, gradient; out: sums as above; y; out: g."""
         chunks, pixels, channels, rows = table[1], table[2], table[3], table[4]
         x = carray(values(table[5]), (pixels, channels))
@@ -290,23 +268,19 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
         sums = carray(floats(table[8]), (chunks, 2, channels))
         y = carray(values(table[9]), (pixels, channels))
         passed = carray(values(table[10]), (pixels, channels))
-        while True:
-            chunk = take(table)
-            if chunk >= chunks:
-                return
-            first, second = sums[chunk, 0], sums[chunk, 1]
+        first, second = sums[chunk, 0], sums[chunk, 1]
+        for c in range(channels):
+            first[c] = zero
+            second[c] = zero
+        for row in range(chunk * rows, min(pixels, chunk * rows + rows)):
             for c in range(channels):
-                first[c] = zero
-                second[c] = zero
-            for row in range(chunk * rows, min(pixels, chunk * rows + rows)):
-                for c in range(channels):
-                    slope = load(gradient[row, c])
-                    slope = slope if load(y[row, c]) > zero else zero
-                    passed[row, c] = store(slope)
-                    first[c] += slope
-                    second[c] += slope * (load(x[row, c]) - mean[c])
+                slope = load(gradient[row, c])
+                slope = slope if load(y[row, c]) > zero else zero
+                passed[row, c] = store(slope)
+                first[c] += slope
+                second[c] += slope * (load(x[row, c]) - mean[c])
 
-    def gradient(table: Any) -> None:
+    def gradient(table: Any, chunk: Any) -> None:
         """mean, slope and bias `(3, C)`, gradient, factors of x - mean and constants `(2, C)`; out: dx; rectified?"""
         chunks, pixels, channels, rows = table[1], table[2], table[3], table[4]
         x = carray(values(table[5]), (pixels, channels))
@@ -317,16 +291,12 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
         mean, slope, bias = by_channel[0], by_channel[1], by_channel[2]
         by_distance, constant = through[0], through[1]
         least = zero if table[10] else nothing
-        while True:
-            chunk = take(table)
-            if chunk >= chunks:
-                return
-            for row in range(chunk * rows, min(pixels, chunk * rows + rows)):
-                for c in range(channels):
-                    distance = load(x[row, c]) - mean[c]
-                    passed = load(gradient[row, c])
-                    passed = passed if distance * slope[c] + bias[c] > least else zero
-                    inner[row, c] = store(passed * slope[c] + (distance * by_distance[c] + constant[c]))
+        for row in range(chunk * rows, min(pixels, chunk * rows + rows)):
+            for c in range(channels):
+                distance = load(x[row, c]) - mean[c]
+                passed = load(gradient[row, c])
+                passed = passed if distance * slope[c] + bias[c] > least else zero
+                inner[row, c] = store(passed * slope[c] + (distance * by_distance[c] + constant[c]))
 
     functions = (moments, normalize, normalize_and_add, sums, sums_of_rectified, gradient)
     return SimpleNamespace(**{function.__name__: Kernel(function) for function in functions})

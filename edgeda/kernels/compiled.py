@@ -1,7 +1,7 @@
 """Kernels: Python functions that numba compiles when they are first used, run by the threads that torch has already.
 
-A kernel takes one table of integers: sizes, and addresses of tensors. Its work is cut into chunks that its threads take
-one after another, so that the outcome does not depend on how many threads there are.
+A kernel takes one table of integers: sizes, and addresses of tensors. Its work is cut into chunks that threads take one
+after another, so that the outcome does not depend on how many threads there are.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def available() -> bool:
 
 
 class Kernel:
-    """A function of a table of integers, compiled when it is first called."""
+    """A function of a table of integers and the number of a chunk, compiled when it is first called."""
 
-    def __init__(self, function: Callable[[Any], None]) -> None:
+    def __init__(self, function: Callable[[Any, Any], None]) -> None:
         self._function = function
         self._compiled: Any = None
 
@@ -70,8 +70,17 @@ class Kernel:
 
         with _lock:
             if self._compiled is None:
+                fast = {"contract", "nsz"}
+                take, work = language().take, numba.njit(fastmath=fast)(self._function)
+
+                def share(table: Any) -> None:
+                    chunk = take(table)
+                    while chunk < table[1]:
+                        work(table, chunk)
+                        chunk = take(table)
+
                 signature = numba.types.void(numba.types.CPointer(numba.types.int64))
-                self._compiled = numba.cfunc(signature, fastmath={"contract", "nsz"})(self._function)
+                self._compiled = numba.cfunc(signature, fastmath=fast)(share)
 
 
 @functools.cache

@@ -57,8 +57,7 @@ def _kernel() -> Kernel:
     from numba import carray, float32, float64, int32, njit, uint32
 
     words = language()
-    take, word = words.take, words.word
-    floats, integers = words.pointer["float32"], words.pointer["uint32"]
+    word, floats, integers = words.word, words.pointer["float32"], words.pointer["uint32"]
     zero, one, white = float32(0), float32(1), float32(255)
     inline: Callable[[Any], Any] = njit(forceinline=True)
 
@@ -82,7 +81,7 @@ def _kernel() -> Kernel:
     def between(first: Any, second: Any, weight: Any) -> Any:
         return first + weight * (second - first)
 
-    def sample(table: Any) -> None:
+    def sample(table: Any, image: Any) -> None:
         count, stored, size, lit = table[1], table[2], table[3], table[4]
         maps = carray(floats(table[6]), (count, 2, 3))
         light = carray(floats(table[7]), (2, count))
@@ -92,64 +91,60 @@ def _kernel() -> Kernel:
         line = 3 * stored
         last, last_but_one = float32(stored - 1), float32(stored - 2)
         ratio = float64(stored) / size
-        while True:
-            image = take(table)
-            if image >= count:
-                return
-            square, seen = table[5] + image * stored * line, out[image]
-            row = 4 * size  # bytes
-            scratch = table[10] + image * ROWS * row
-            places = carray(integers(scratch), (size,))
-            neighbours = carray(integers(scratch + row), (4, size))
-            weights = carray(floats(scratch + 5 * row), (2, size))
-            sums = carray(floats(scratch + 7 * row), (3 * size,))
-            first, second, third, fourth = neighbours[0], neighbours[1], neighbours[2], neighbours[3]
-            across, down = weights[0], weights[1]
-            horizontal, vertical = maps[image, 0], maps[image, 1]
-            step_x, step_y = float32(horizontal[0] * ratio), float32(vertical[0] * ratio)
-            red, green, blue = (one, one, one) if lit else (normal[0, 0], normal[0, 1], normal[0, 2])
-            more_red, more_green, more_blue = (zero, zero, zero) if lit else (normal[1, 0], normal[1, 1], normal[1, 2])
+        square, seen = table[5] + image * stored * line, out[image]
+        row = 4 * size  # bytes
+        scratch = table[10] + image * ROWS * row
+        places = carray(integers(scratch), (size,))
+        neighbours = carray(integers(scratch + row), (4, size))
+        weights = carray(floats(scratch + 5 * row), (2, size))
+        sums = carray(floats(scratch + 7 * row), (3 * size,))
+        first, second, third, fourth = neighbours[0], neighbours[1], neighbours[2], neighbours[3]
+        across, down = weights[0], weights[1]
+        horizontal, vertical = maps[image, 0], maps[image, 1]
+        step_x, step_y = float32(horizontal[0] * ratio), float32(vertical[0] * ratio)
+        red, green, blue = (one, one, one) if lit else (normal[0, 0], normal[0, 1], normal[0, 2])
+        more_red, more_green, more_blue = (zero, zero, zero) if lit else (normal[1, 0], normal[1, 1], normal[1, 2])
+        for i in range(size):
+            x0, y0 = start(horizontal, i, stored, size), start(vertical, i, stored, size)
+            for j in range(size):
+                x, y = within(x0 + step_x * ramp[j], last), within(y0 + step_y * ramp[j], last)
+                left, top = int32(min(x, last_but_one)), int32(min(y, last_but_one))
+                across[j], down[j] = x - float32(left), y - float32(top)
+                places[j] = uint32(top * line + left * 3)
+            for j in range(size):
+                place = square + places[j]
+                first[j], second[j] = word(place), word(place + 3)
+                place += line - 1  # a byte early: a word from the last pixel on would end beyond the square
+                third[j], fourth[j] = word(place), word(place + 3)
+            pixels = seen[i]
+            for j in range(size):
+                x, y, a, b, c, d = across[j], down[j], first[j], second[j], third[j], fourth[j]
+                upper, lower = between(colour(a, 0), colour(b, 0), x), between(colour(c, 8), colour(d, 8), x)
+                pixels[j, 0] = between(upper, lower, y) * red + more_red
+                upper, lower = between(colour(a, 8), colour(b, 8), x), between(colour(c, 16), colour(d, 16), x)
+                pixels[j, 1] = between(upper, lower, y) * green + more_green
+                upper, lower = between(colour(a, 16), colour(b, 16), x), between(colour(c, 24), colour(d, 24), x)
+                pixels[j, 2] = between(upper, lower, y) * blue + more_blue
+        if lit:
+            values = carray(floats(table[11] + image * size * 3 * row), (size, 3 * size))
+            for k in range(3 * size):
+                sums[k] = zero
             for i in range(size):
-                x0, y0 = start(horizontal, i, stored, size), start(vertical, i, stored, size)
-                for j in range(size):
-                    x, y = within(x0 + step_x * ramp[j], last), within(y0 + step_y * ramp[j], last)
-                    left, top = int32(min(x, last_but_one)), int32(min(y, last_but_one))
-                    across[j], down[j] = x - float32(left), y - float32(top)
-                    places[j] = uint32(top * line + left * 3)
-                for j in range(size):
-                    place = square + places[j]
-                    first[j], second[j] = word(place), word(place + 3)
-                    place += line - 1  # a byte early: a word from the last pixel on would end beyond the square
-                    third[j], fourth[j] = word(place), word(place + 3)
+                for k in range(3 * size):
+                    sums[k] += values[i, k]
+            total = 0.0
+            for k in range(3 * size):
+                total += sums[k]
+            middle = float32(total / (3 * size * size))
+            contrast, brightness = one + light[0, image], middle + white * light[1, image]
+            for i in range(size):
                 pixels = seen[i]
                 for j in range(size):
-                    x, y, a, b, c, d = across[j], down[j], first[j], second[j], third[j], fourth[j]
-                    upper, lower = between(colour(a, 0), colour(b, 0), x), between(colour(c, 8), colour(d, 8), x)
-                    pixels[j, 0] = between(upper, lower, y) * red + more_red
-                    upper, lower = between(colour(a, 8), colour(b, 8), x), between(colour(c, 16), colour(d, 16), x)
-                    pixels[j, 1] = between(upper, lower, y) * green + more_green
-                    upper, lower = between(colour(a, 16), colour(b, 16), x), between(colour(c, 24), colour(d, 24), x)
-                    pixels[j, 2] = between(upper, lower, y) * blue + more_blue
-            if lit:
-                values = carray(floats(table[11] + image * size * 3 * row), (size, 3 * size))
-                for k in range(3 * size):
-                    sums[k] = zero
-                for i in range(size):
-                    for k in range(3 * size):
-                        sums[k] += values[i, k]
-                total = 0.0
-                for k in range(3 * size):
-                    total += sums[k]
-                middle = float32(total / (3 * size * size))
-                contrast, brightness = one + light[0, image], middle + white * light[1, image]
-                for i in range(size):
-                    pixels = seen[i]
-                    for j in range(size):
-                        value = within((pixels[j, 0] - middle) * contrast + brightness, white)
-                        pixels[j, 0] = value * normal[0, 0] + normal[1, 0]
-                        value = within((pixels[j, 1] - middle) * contrast + brightness, white)
-                        pixels[j, 1] = value * normal[0, 1] + normal[1, 1]
-                        value = within((pixels[j, 2] - middle) * contrast + brightness, white)
-                        pixels[j, 2] = value * normal[0, 2] + normal[1, 2]
+                    value = within((pixels[j, 0] - middle) * contrast + brightness, white)
+                    pixels[j, 0] = value * normal[0, 0] + normal[1, 0]
+                    value = within((pixels[j, 1] - middle) * contrast + brightness, white)
+                    pixels[j, 1] = value * normal[0, 1] + normal[1, 1]
+                    value = within((pixels[j, 2] - middle) * contrast + brightness, white)
+                    pixels[j, 2] = value * normal[0, 2] + normal[1, 2]
 
     return Kernel(sample)

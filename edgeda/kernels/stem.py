@@ -74,11 +74,11 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
 
     words = language()
     name = str(dtype).removeprefix("torch.")
-    take, load, store = words.take, words.load[name], words.store[name]
+    load, store = words.load[name], words.store[name]
     values, floats, bytes_ = words.pointer[name], words.pointer["float32"], words.pointer["uint8"]
     zero, nothing = float32(0), float32(-float("inf"))
 
-    def pool(table: Any) -> None:
+    def pool(table: Any, chunk: Any) -> None:
         """mean, slope and bias `(3, C)`; out: y, places."""
         chunks, height, width, channels = table[1], table[2], table[3], table[4]
         down, across = (height + 1) // 2, (width + 1) // 2
@@ -89,45 +89,41 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
         mean, slope, bias = by_channel[0], by_channel[1], by_channel[2]
         best, at = np.empty(channels, np.float32), np.empty(channels, np.int32)
         rows = np.full((3, width + 2, channels), nothing)
-        while True:
-            chunk = take(table)
-            if chunk >= chunks:
-                return
-            image, top = chunk // down, 2 * (chunk % down) - 1
-            for r in range(3):
-                for column in range(width):
-                    normalized = rows[r, column + 1]
-                    if top + r < 0 or top + r >= height:
-                        for c in range(channels):
-                            normalized[c] = nothing
-                    else:
-                        pixel = x[image, top + r, column]
-                        for c in range(channels):
-                            normalized[c] = (load(pixel[c]) - mean[c]) * slope[c] + bias[c]
-            for column in range(across):
-                for c in range(channels):
-                    best[c] = zero
-                    at[c] = NOWHERE
-                for r in range(3):
-                    left, middle, right = rows[r, 2 * column], rows[r, 2 * column + 1], rows[r, 2 * column + 2]
-                    here = int32(3 * r)
+        image, top = chunk // down, 2 * (chunk % down) - 1
+        for r in range(3):
+            for column in range(width):
+                normalized = rows[r, column + 1]
+                if top + r < 0 or top + r >= height:
                     for c in range(channels):
-                        value, place = best[c], at[c]
-                        one, two, three = left[c], middle[c], right[c]
-                        place = here if (one > value) | (one != one) else place
-                        value = one if (one > value) | (one != one) else value
-                        place = here + int32(1) if (two > value) | (two != two) else place
-                        value = two if (two > value) | (two != two) else value
-                        place = here + int32(2) if (three > value) | (three != three) else place
-                        value = three if (three > value) | (three != three) else value
-                        best[c] = value
-                        at[c] = place
-                y, placed = out[chunk, column], places[chunk, column]
+                        normalized[c] = nothing
+                else:
+                    pixel = x[image, top + r, column]
+                    for c in range(channels):
+                        normalized[c] = (load(pixel[c]) - mean[c]) * slope[c] + bias[c]
+        for column in range(across):
+            for c in range(channels):
+                best[c] = zero
+                at[c] = NOWHERE
+            for r in range(3):
+                left, middle, right = rows[r, 2 * column], rows[r, 2 * column + 1], rows[r, 2 * column + 2]
+                here = int32(3 * r)
                 for c in range(channels):
-                    y[c] = store(best[c])
-                    placed[c] = uint8(at[c])
+                    value, place = best[c], at[c]
+                    one, two, three = left[c], middle[c], right[c]
+                    place = here if (one > value) | (one != one) else place
+                    value = one if (one > value) | (one != one) else value
+                    place = here + int32(1) if (two > value) | (two != two) else place
+                    value = two if (two > value) | (two != two) else value
+                    place = here + int32(2) if (three > value) | (three != three) else place
+                    value = three if (three > value) | (three != three) else value
+                    best[c] = value
+                    at[c] = place
+            y, placed = out[chunk, column], places[chunk, column]
+            for c in range(channels):
+                y[c] = store(best[c])
+                placed[c] = uint8(at[c])
 
-    def sums(table: Any) -> None:
+    def sums(table: Any, chunk: Any) -> None:
         """mean, slope and bias `(3, C)`, gradient, places; out: sums `(chunks, 2, C)` of g and g (x - mean)."""
         chunks, height, width, channels = table[1], table[2], table[3], table[4]
         down, across = (height + 1) // 2, (width + 1) // 2
@@ -136,29 +132,25 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
         gradient = carray(values(table[7]), (chunks, across, channels))
         places = carray(bytes_(table[8]), (chunks, across, channels))
         sums = carray(floats(table[9]), (chunks, 2, channels))
-        while True:
-            chunk = take(table)
-            if chunk >= chunks:
-                return
-            first, second = sums[chunk, 0], sums[chunk, 1]
-            for c in range(channels):
-                first[c] = zero
-                second[c] = zero
-            image, top = chunk // down, 2 * (chunk % down) - 1
-            for column in range(across):
-                passed, place = gradient[chunk, column], places[chunk, column]
-                for tap in range(9):
-                    row, left = top + tap // 3, 2 * column - 1 + tap % 3
-                    if row < 0 or row >= height or left < 0 or left >= width:
-                        continue
-                    pixel, here = x[image, row, left], uint8(tap)
-                    for c in range(channels):
-                        value = load(passed[c])
-                        value = value if place[c] == here else zero
-                        first[c] += value
-                        second[c] += value * (load(pixel[c]) - mean[c])
+        first, second = sums[chunk, 0], sums[chunk, 1]
+        for c in range(channels):
+            first[c] = zero
+            second[c] = zero
+        image, top = chunk // down, 2 * (chunk % down) - 1
+        for column in range(across):
+            passed, place = gradient[chunk, column], places[chunk, column]
+            for tap in range(9):
+                row, left = top + tap // 3, 2 * column - 1 + tap % 3
+                if row < 0 or row >= height or left < 0 or left >= width:
+                    continue
+                pixel, here = x[image, row, left], uint8(tap)
+                for c in range(channels):
+                    value = load(passed[c])
+                    value = value if place[c] == here else zero
+                    first[c] += value
+                    second[c] += value * (load(pixel[c]) - mean[c])
 
-    def gradient(table: Any) -> None:
+    def gradient(table: Any, chunk: Any) -> None:
         """mean, slope and bias `(3, C)`, gradient, places, factors of x - mean and constants `(2, C)`; out: dx."""
         chunks, height, width, channels = table[1], table[2], table[3], table[4]
         down, across = (height + 1) // 2, (width + 1) // 2
@@ -171,28 +163,24 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
         mean, slope = by_channel[0], by_channel[1]
         by_distance, constant = through[0], through[1]
         total = np.empty(channels, np.float32)
-        while True:
-            chunk = take(table)
-            if chunk >= chunks:
-                return
-            image, first = chunk // down, 2 * (chunk % down)
-            for row in range(first, min(first + 2, height)):
-                for column in range(width):
-                    pixel, result = x[image, row, column], inner[image, row, column]
-                    # windows that see this pixel: those that begin at 2 r - 1, r from row / 2 to (row + 1) / 2
-                    up, left = row // 2, column // 2
-                    lower, right = min((row + 1) // 2, down - 1), min((column + 1) // 2, across - 1)
-                    for c in range(channels):
-                        total[c] = (load(pixel[c]) - mean[c]) * by_distance[c] + constant[c]
-                    for r in range(up, lower + 1):
-                        for q in range(left, right + 1):
-                            here = uint8(3 * (row - 2 * r + 1) + column - 2 * q + 1)
-                            passed, place = gradient[image, r, q], places[image, r, q]
-                            for c in range(channels):
-                                value = load(passed[c])
-                                value = value if place[c] == here else zero
-                                total[c] += value * slope[c]
-                    for c in range(channels):
-                        result[c] = store(total[c])
+        image, first = chunk // down, 2 * (chunk % down)
+        for row in range(first, min(first + 2, height)):
+            for column in range(width):
+                pixel, result = x[image, row, column], inner[image, row, column]
+                # windows that see this pixel: those that begin at 2 r - 1, r from row / 2 to (row + 1) / 2
+                up, left = row // 2, column // 2
+                lower, right = min((row + 1) // 2, down - 1), min((column + 1) // 2, across - 1)
+                for c in range(channels):
+                    total[c] = (load(pixel[c]) - mean[c]) * by_distance[c] + constant[c]
+                for r in range(up, lower + 1):
+                    for q in range(left, right + 1):
+                        here = uint8(3 * (row - 2 * r + 1) + column - 2 * q + 1)
+                        passed, place = gradient[image, r, q], places[image, r, q]
+                        for c in range(channels):
+                            value = load(passed[c])
+                            value = value if place[c] == here else zero
+                            total[c] += value * slope[c]
+                for c in range(channels):
+                    result[c] = store(total[c])
 
     return SimpleNamespace(**{function.__name__: Kernel(function) for function in (pool, sums, gradient)})
