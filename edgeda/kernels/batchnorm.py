@@ -202,7 +202,7 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
 
     def normalize(table: Any, chunk: Any) -> None:
         """mean, slope and bias `(3, C)`, out, whether to rectify."""
-        chunks, pixels, channels, rows = table[1], table[2], table[3], table[4]
+        pixels, channels, rows = table[2], table[3], table[4]
         x = carray(values(table[5]), (pixels, channels))
         by_channel = carray(floats(table[6]), (3, channels))
         out = carray(values(table[7]), (pixels, channels))
@@ -215,7 +215,7 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
 
     def normalize_and_add(table: Any, chunk: Any) -> None:
         """mean, slope and bias `(3, C)`, out, whether to rectify, shortcut."""
-        chunks, pixels, channels, rows = table[1], table[2], table[3], table[4]
+        pixels, channels, rows = table[2], table[3], table[4]
         x = carray(values(table[5]), (pixels, channels))
         by_channel = carray(floats(table[6]), (3, channels))
         out = carray(values(table[7]), (pixels, channels))
@@ -282,7 +282,7 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
 
     def gradient(table: Any, chunk: Any) -> None:
         """mean, slope and bias `(3, C)`, gradient, factors of x - mean and constants `(2, C)`; out: dx; rectified?"""
-        chunks, pixels, channels, rows = table[1], table[2], table[3], table[4]
+        pixels, channels, rows = table[2], table[3], table[4]
         x = carray(values(table[5]), (pixels, channels))
         by_channel = carray(floats(table[6]), (3, channels))
         gradient = carray(values(table[7]), (pixels, channels))
