@@ -31,7 +31,7 @@ from edgeda.distributed.devices import (
 from edgeda.distributed.group import Group
 from edgeda.distributed.launch import as_job, run_workers
 from edgeda.distributed.world import world
-from edgeda.errors import InputError, WrongKey, from_os_error
+from edgeda.errors import InputError, from_os_error
 from edgeda.fast_blocks import use_fast_network
 from edgeda.first_networks import first_networks
 from edgeda.memory import is_out_of_memory, keep_freed_memory
@@ -41,7 +41,7 @@ from edgeda.precision import FABRIC, resolve_device, resolve_precision
 from edgeda.pretrained import NOT_HAD
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe, parse_set
-from edgeda.run_folder import claim, clear, locked, write
+from edgeda.run_folder import claim, clear, locked, refuse_other, write
 from edgeda.stage_cache import StageCache
 from edgeda.summary import finish
 from edgeda.tracking import Trackers
@@ -146,7 +146,8 @@ def _in_plain_words(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise InputError(
-            f"not enough memory for batches of {count} and {count} images; lower train.batch_size or data.input_size"
+            f"not enough memory for batches of {count} and {count} images; lower --batch-size (in a recipe: "
+            "train.batch_size), or the images' size with --set data.input_size"
         ) from error
 
 
@@ -199,8 +200,7 @@ def _recipe_to_resume(out: Path | None, recipe: str | None, overrides: dict[str,
     saved = load_recipe(str(out / RECIPE))
     asked = load_recipe(recipe or str(out / RECIPE), overrides)
     resolved = resolve(asked)
-    for key, was, now in _differences(saved.outcome(), resolved.outcome()):
-        raise WrongKey(key, f"the run in {out} has {was}, now {now} is asked for; leave it out to go on")
+    refuse_other(_differences(saved.outcome(), resolved.outcome()), f"the run in {out}", "leave it out to go on")
     return saved.at_workplace(asked)
 
 

@@ -22,6 +22,7 @@ from edgeda.recipe import Recipe
 from edgeda.recipe_file import changed, load_recipe
 from edgeda.report.benchmark import Cell, tabulate
 from edgeda.report.benchmark_text import comma_separated, markdown
+from edgeda.run_folder import refuse_other
 from edgeda.train import Record, Watcher
 from edgeda.watching import Deaf
 from edgeda.whole_file import check_writable
@@ -156,11 +157,10 @@ def _check_folder(out: Path, report: bool) -> None:
 
 def _check_made(cells: Sequence[Planned], overwrite: bool) -> None:
     for planned in () if overwrite else cells:
-        for key, was, now in differences(planned.folder, planned.recipe):
-            raise InputError(
-                f"the cell {planned.folder} was made by another recipe: its {key} is {was}, now {now} was asked for; "
-                "choose another --out, or --overwrite to make such cells again"
-            )
+        refuse_other(
+            differences(planned.folder, planned.recipe), f"the cell {planned.folder}",
+            "choose another --out, or --overwrite to make such cells again",
+        )  # fmt: skip
 
 
 def _check_method(planned: Planned) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from edgeda.artifacts import CHECKPOINT, METRICS, RECIPE, ROLES, RUNS, SUMMARY
-from edgeda.errors import InputError
+from edgeda.errors import InputError, WrongKey
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
 from edgeda.tracking import FOLDERS
@@ -56,6 +57,12 @@ def _is_run(folder: Path) -> bool:
     except InputError:
         return False
     return True
+
+
+def refuse_other(differences: Iterable[tuple[str, Any, Any]], what: str, instead: str) -> None:
+    """WrongKey for the first key, value there and value asked for in which `what` was made by another recipe."""
+    for key, was, now in differences:
+        raise WrongKey(key, f"{what} has {was}, now {now} is asked for; {instead}")
 
 
 @contextmanager

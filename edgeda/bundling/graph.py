@@ -15,16 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeda.errors import InputError, one_line, require
+from edgeda.onnx_pixels import embed_preprocessing
 from edgeda.runtime.backends import OnnxRuntimeBackend
 from edgeda.runtime.backends.onnx_runtime import session_options
 from edgeda.runtime.classifier import softmax
-from edgeda.runtime.manifest import FLOAT_NCHW, LOGITS, METADATA_KEY, Manifest
+from edgeda.runtime.manifest import FLOAT_NCHW, LOGITS, METADATA_KEY, PROBABILITIES, Manifest
 from edgeda.runtime.preprocessing import Pixels, normalize
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-INPUT, OUTPUT = "pixels", "probabilities"
+INPUT, OUTPUT = "pixels", PROBABILITIES
 BUNDLE_KEY = "edgeda_bundle"
 """Metadata key of a folded graph. `edgeda` would promise a graph that takes normalized images."""
 LIMITS = {"fp32": 1e-4}
@@ -61,16 +62,18 @@ def fold(path: Path, manifest: Manifest, for_tensorrt: bool = False) -> Folded:
     if for_tensorrt:
         source = require("edgeda.export.engine_source", "train", "a graph for TensorRT")  # imports torch
         source.check_quantization(path, onnx, model.graph)
-    classes = _width(path, model, manifest)
-    _rewire(onnx, model, manifest, classes)
+    _check_ends(path, model, manifest)
+    ends = manifest.input_name, manifest.output_name
+    embed_preprocessing(model, manifest.preprocessing, ends, INPUT, FLOAT_NCHW)
+    _tell(model, manifest)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     onnx.checker.check_model(model)
     content: bytes = model.SerializeToString(deterministic=True)
     return Folded(content, plain.fixed_batch, opset, _parity(content, plain, manifest))
 
 
-def _width(path: Path, model: ModelProto, manifest: Manifest) -> int:
-    """The number of classes; InputError when graph and manifest do not speak of the same inputs and outputs."""
+def _check_ends(path: Path, model: ModelProto, manifest: Manifest) -> None:
+    """InputError when graph and manifest do not speak of the same inputs, outputs and number of classes."""
     inputs = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
     outputs = {value.name: value for value in model.graph.output}
     if inputs != {manifest.input_name} or manifest.output_name not in outputs:
@@ -81,29 +84,10 @@ def _width(path: Path, model: ModelProto, manifest: Manifest) -> int:
     width = outputs[manifest.output_name].type.tensor_type.shape.dim[-1].dim_value
     if width != len(manifest.classes):
         raise InputError(f"{path} tells {width} classes apart, its manifest names {len(manifest.classes)}")
-    return int(width)
 
 
-def _rewire(onnx: Any, model: ModelProto, manifest: Manifest, classes: int) -> None:
-    """Put Mul and Sub before the graph, Softmax behind it, and exchange its ends."""
-    graph, size = model.graph, manifest.preprocessing.size
-    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
-    dim = graph.input[0].type.tensor_type.shape.dim[0]
-    batch: int | str = dim.dim_value or dim.dim_param or "batch"
-    std, mean = (np.asarray(v, np.float32) for v in (manifest.preprocessing.std, manifest.preprocessing.mean))
-    constants = {"edgeda_scale": 1.0 / (255.0 * std), "edgeda_shift": mean / std}
-    for name, values in constants.items():
-        graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32).reshape(1, 3, 1, 1), name))
-    before = [
-        helper.make_node("Mul", [INPUT, "edgeda_scale"], ["edgeda_scaled"], name="edgeda_scale"),
-        helper.make_node("Sub", ["edgeda_scaled", "edgeda_shift"], [manifest.input_name], name="edgeda_normalize"),
-    ]
-    after = helper.make_node("Softmax", [manifest.output_name], [OUTPUT], name="edgeda_softmax", axis=1)
-    nodes = [*before, *graph.node, after]
-    del graph.node[:], graph.input[:], graph.output[:]
-    graph.node.extend(nodes)
-    graph.input.append(helper.make_tensor_value_info(INPUT, float32, [batch, 3, size, size]))
-    graph.output.append(helper.make_tensor_value_info(OUTPUT, float32, [batch, classes]))
+def _tell(model: ModelProto, manifest: Manifest) -> None:
+    """What the graph takes and gives now, in place of the metadata that promise normalized images."""
     said = {
         "input": f"{INPUT}: float32 NCHW RGB, 0 to 255",
         "output": f"{OUTPUT}: float32, softmax",

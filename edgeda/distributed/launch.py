@@ -18,7 +18,7 @@ from pathlib import Path
 from torch._C._distributed_c10d import TCPStore
 
 from edgeda import errors
-from edgeda.errors import EdgedaError, WorkerLost
+from edgeda.errors import EdgedaError, WorkerLost, one_line
 from edgeda.recipe import Recipe
 from edgeda.stopping import stopping
 from edgeda.watching import Record, Watcher
@@ -83,10 +83,15 @@ class _Workers:
             process.stdin.flush()
 
     def _hear(self, rank: int, descriptor: int) -> None:
-        with open(descriptor, encoding="utf-8") as lines:
-            for line in lines:
-                if line.endswith("\n"):  # else it died while it spoke
-                    self._heard.put((rank, json.loads(line)))
+        try:
+            with open(descriptor, encoding="utf-8") as lines:
+                for line in lines:
+                    if line.endswith("\n"):  # else it died while it spoke
+                        self._heard.put((rank, json.loads(line)))
+        except (OSError, ValueError) as error:  # ValueError: no UTF-8, no JSON
+            message = f"process {rank} of {self._devices} is no longer understood ({one_line(error)})"
+            lost = {"kind": WorkerLost.__name__, "message": message, "traceback": ""}
+            self._heard.put((rank, {"failed": lost}))
 
     def listen(self) -> Record:
         """Pass on what workers say until the first is done."""

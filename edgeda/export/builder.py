@@ -18,12 +18,13 @@ from edgeda.export.budget import Reference, Sensitivity, sensitivity, within
 from edgeda.export.calibration import Range
 from edgeda.export.consumers import RAW, Request
 from edgeda.export.fp16 import to_fp16
-from edgeda.export.graph import embed_preprocessing, finish, fix_batch
+from edgeda.export.graph import finish, fix_batch
 from edgeda.export.onnx import to_model
 from edgeda.export.openvino import write_openvino
 from edgeda.export.parity import Parity, accuracy, compare, logits_of
 from edgeda.export.qat import distil_quantized
 from edgeda.models import Network
+from edgeda.onnx_pixels import embed_preprocessing
 from edgeda.profiling.latency import measure_latency
 from edgeda.recipe import AugmentRecipe
 from edgeda.runtime.backends import Backend, OnnxRuntimeBackend, OpenVinoBackend
@@ -166,7 +167,8 @@ class Builder:
         if request.precision == "fp16" and request.format == "onnx":
             model = to_fp16(model)
         if request.raw:
-            embed_preprocessing(model, manifest)
+            ends = self.manifest.input_name, self.manifest.output_name
+            embed_preprocessing(model, manifest.preprocessing, ends, manifest.input_name, manifest.layout)
         fix_batch(model, request.batch)
         content = finish(model, manifest)
         if request.format == "onnx":

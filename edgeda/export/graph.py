@@ -1,4 +1,4 @@
-"""Surgery on ONNX graphs that every precision shares: order, opset, batch, preprocessing inside, metadata."""
+"""Surgery on ONNX graphs that every precision shares: order, opset, batch, metadata."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeda.errors import InputError, one_line, require
-from edgeda.runtime.manifest import METADATA_KEY, PROBABILITIES, RAW_NHWC, Manifest
+from edgeda.runtime.manifest import METADATA_KEY, Manifest
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -53,45 +53,6 @@ def fix_batch(model: ModelProto, batch: tuple[int, int | None]) -> None:
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_value = batch[0]
         del model.graph.value_info[:]
-
-
-def embed_preprocessing(model: ModelProto, manifest: Manifest) -> None:
-    """Put normalization before and the softmax behind the network: `manifest.layout` pixels in, probabilities out.
-
-    (pixel - 255 mean) / (255 std) by channel, then the network as it is; `manifest.output_name` is its new output.
-    """
-    graph = model.graph
-    helper = require("onnx.helper", "train", "exporting to ONNX")
-    tensor = require("onnx", "train", "exporting to ONNX").TensorProto
-    (images,), (logits,) = graph.input, graph.output
-    inner, outer = "normalized_images", images.name
-    for node in graph.node:
-        node.input[:] = [inner if name == outer else name for name in node.input]
-    values = manifest.preprocessing
-    constants = {
-        "pixel_mean": 255 * np.asarray(values.mean, np.float64).reshape(1, 3, 1, 1),
-        "pixel_scale": 1 / (255 * np.asarray(values.std, np.float64).reshape(1, 3, 1, 1)),
-    }
-    for name, value in constants.items():
-        graph.initializer.append(to_tensor(name, value.astype(np.float32)))
-    first, before = outer, []
-    if manifest.layout == RAW_NHWC:
-        before.append(helper.make_node("Transpose", [first], ["pixels_nchw"], "pixels_to_nchw", perm=[0, 3, 1, 2]))
-        first = "pixels_nchw"
-    before += [
-        helper.make_node("Cast", [first], ["pixels"], "pixels_to_float", to=tensor.FLOAT),
-        helper.make_node("Sub", ["pixels", "pixel_mean"], ["pixels_centred"], "subtract_mean"),
-        helper.make_node("Mul", ["pixels_centred", "pixel_scale"], [inner], "divide_by_std"),
-    ]
-    nodes = [*before, *graph.node, helper.make_node("Softmax", [logits.name], [PROBABILITIES], "softmax", axis=1)]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    kind = images.type.tensor_type
-    kind.elem_type = tensor.UINT8
-    if manifest.layout == RAW_NHWC:
-        kind.shape.dim[1].dim_value, kind.shape.dim[3].dim_value = values.size, 3
-    logits.name = PROBABILITIES
-    del graph.value_info[:]
 
 
 def finish(model: ModelProto, manifest: Manifest) -> bytes:

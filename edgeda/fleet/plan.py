@@ -9,7 +9,6 @@ from typing import Any
 from edgeda.adapt import check
 from edgeda.benchmark_recipe import folder_name
 from edgeda.cells import differences
-from edgeda.errors import InputError
 from edgeda.fleet.camera import check_camera, look_at, run_camera
 from edgeda.fleet.look import alike
 from edgeda.fleet.recipe import FleetRecipe
@@ -17,6 +16,7 @@ from edgeda.fleet.scheduler import Job, requests
 from edgeda.fleet.state import Storage, camera_key
 from edgeda.methods import stages
 from edgeda.recipe import Recipe
+from edgeda.run_folder import refuse_other
 from edgeda.stage_cache import for_any_target
 
 Record = dict[str, Any]
@@ -58,11 +58,8 @@ class Plan:
         """InputError for a recipe that cannot be run, and for runs that another recipe made."""
         assert self.shared_stages is not None
         for name in self.recipe.cameras:
-            for changed, was, now in differences(self.out / camera_key(name), self.run_recipe(name)[0]):
-                raise InputError(
-                    f"the camera '{name}' in {self.out} was adapted by another recipe: its {changed} is {was}, now "
-                    f"{now} was asked for; choose another --out"
-                )
+            found = differences(self.out / camera_key(name), self.run_recipe(name)[0])
+            refuse_other(found, f"the camera '{name}' in {self.out}", "choose another --out")
 
     def looks(self) -> list[Job]:
         """Streams to be sampled; with `group` all cameras to be looked at, unless that was done before."""

@@ -93,7 +93,8 @@ def test_stopped_between_and_within_cells_it_goes_on_and_touches_nothing_that_is
     assert max(map(len, shown.out.splitlines())) <= 120
     other = command("benchmark", "--recipe", recipe, "--seeds", 2, "--set", "distill.tau=4")
     assert other.code == 2
-    assert "distill.tau is 20.0, now 4.0 was asked for" in other.error
+    assert "KD-UDA/seed-0 has 20.0, now 4.0 is asked for" in other.error
+    assert other.error.startswith("error: recipe: distill.tau: the cell ")
 
 
 def test_a_failing_scenario_is_named_after_the_table_and_the_others_go_on(

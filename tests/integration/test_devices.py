@@ -112,6 +112,16 @@ def test_a_killed_worker_ends_the_run_which_goes_on_as_torchrun_would_have(
     assert len(killer.started) == 4
 
 
+def test_a_worker_that_is_not_understood_ends_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    said = "import os, sys; os.write(int(sys.argv[2]), bytes([255, 10])); sys.stdin.read()"
+    monkeypatch.setattr(launch, "BOOT", said)
+    with pytest.raises(WorkerLost, match=r"process [01] of 2 is no longer understood .*; go on with: edgeda adapt"):
+        launch.run_workers({"out": str(tmp_path / "run")}, 2, Deaf())
+    assert capfd.readouterr().err == ""
+
+
 def test_more_devices_than_there_are(command: Edgeda, folders: Folders, tmp_path: Path):
     ran = command("adapt", *folders.arguments, *TINY, "--devices", 4000, "--out", tmp_path / "run")
     assert ran.code == 3

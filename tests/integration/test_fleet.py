@@ -102,4 +102,5 @@ def test_a_fleet_with_a_killed_worker_equals_separate_runs_and_repeats_nothing(
     file.write_text(yaml.safe_dump(fleet, sort_keys=False))
     other = command("fleet", file, "--out", out)
     assert other.code == 2
-    assert "was adapted by another recipe: its distill.tau is 20.0, now 4.0 was asked for" in other.error
+    assert other.error.startswith("error: recipe: distill.tau: the camera 'yard' in ")
+    assert "has 20.0, now 4.0 is asked for" in other.error

@@ -176,7 +176,9 @@ def test_a_run_directory_whose_process_died_at_once_is_used(training: Training, 
 def test_a_cell_of_another_recipe_is_refused_before_anything_is_trained(training: Training, tmp_path: Path):
     run(tmp_path, recipe(tmp_path), only=["KD-UDA"], scenarios=["B->A"])
     training.calls.clear()
-    with pytest.raises(InputError, match=r"B-to-A/KD-UDA/seed-0 .*distill.tau is 20.0, now 4.0 .*--overwrite"):
+    with pytest.raises(
+        InputError, match=r"distill.tau: the cell .*B-to-A/KD-UDA/seed-0 has 20.0, now 4.0 .*--overwrite"
+    ):
         run(tmp_path, recipe(tmp_path, {"distill.tau": 4}))
     assert training.calls == []
     # cells that agree are kept
@@ -205,7 +207,7 @@ def test_what_the_machine_decides_is_not_another_recipe(training: Training, tmp_
         == []
     )
     assert training.calls == []
-    with pytest.raises(InputError, match=r"train\.precision is bf16, now fp32"):
+    with pytest.raises(InputError, match=r"train\.precision: the cell .* has bf16, now fp32"):
         run(tmp_path, recipe(tmp_path, {"train.precision": "fp32"}, methods=methods))
 
 
