@@ -27,7 +27,7 @@ from PIL import Image
 SIZE, BATCH = 224, 32
 LISTING = """
 import json, sys, time
-from edgeda.data.domains import open_unlabelled
+from edgeda.data.opening import open_unlabelled
 from edgeda.data.images import decode
 from edgeda.memory import peak_memory_mb
 from edgeda.recipe import VideoRecipe
@@ -94,7 +94,7 @@ def edgeda_rates(folder: Path, cache: Path) -> dict[str, float]:
     """Seconds of decoding, of opening the cache, and images a second of batches out of it."""
     from edgeda.data.batches import PairedBatches
     from edgeda.data.cache import SquareCache
-    from edgeda.data.domains import class_folders
+    from edgeda.data.image_files import class_folders
     from edgeda.data.images import decode
     from edgeda.data.prefetch import Prefetched
     from edgeda.memory import keep_freed_memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
-from edgeda.data.domains import IMAGE_SUFFIXES, LIST_SUFFIXES, VIDEO_SUFFIXES, any_folder, image_list
+from edgeda.data.image_files import IMAGE_SUFFIXES, LIST_SUFFIXES, VIDEO_SUFFIXES, any_folder, image_list
 from edgeda.errors import InputError, user_path
 from edgeda.runtime import ImageFiles, Source, Stream, VideoFile
 

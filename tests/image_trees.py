@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeda.data.domains import open_labelled
+from edgeda.data.opening import open_labelled
 from edgeda.errors import InputError
 from edgeda.recipe import DataRecipe, VideoRecipe
 from edgeda.runtime.preprocessing import Preprocessing

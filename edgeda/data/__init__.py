@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeda.data.cache import SquareCache
-from edgeda.data.domains import Domain, Labels, open_labelled, open_unlabelled
+from edgeda.data.domains import Domain, Labels
 from edgeda.data.images import ImageSet, decode, spread
+from edgeda.data.opening import open_labelled, open_unlabelled
 from edgeda.errors import InputError
 from edgeda.recipe import DataRecipe
 from edgeda.runtime.preprocessing import Preprocessing

@@ -16,7 +16,8 @@ import numpy as np
 
 from edgeda.data.catalogue import BENCHMARKS, Benchmark, Part, plain
 from edgeda.data.digit_files import read_digits
-from edgeda.data.domains import ArrayDomain, Domain, FileDomain, class_folders, image_list
+from edgeda.data.domains import ArrayDomain, Domain, FileDomain
+from edgeda.data.image_files import class_folders, image_list
 from edgeda.data.texts import Paths
 from edgeda.errors import InputError, did_you_mean, user_path
 

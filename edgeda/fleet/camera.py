@@ -14,8 +14,8 @@ from edgeda.adapt import adapt
 from edgeda.artifacts import CHECKPOINT, RECIPE, SUMMARY, RunDirectory
 from edgeda.cells import sweep, until_free
 from edgeda.data import load_target
-from edgeda.data.domains import open_labelled
 from edgeda.data.images import decode
+from edgeda.data.opening import open_labelled
 from edgeda.errors import InputError
 from edgeda.export.images import parity_images
 from edgeda.fleet.look import LOOKED, apart, look

@@ -18,8 +18,8 @@ from torch import nn
 from edgeda.artifacts import RECIPE, RunDirectory
 from edgeda.data import ImageSet, load_target, load_test, spread
 from edgeda.data.augment import prepare
-from edgeda.data.domains import open_labelled
 from edgeda.data.images import decode, warn_skipped
+from edgeda.data.opening import open_labelled
 from edgeda.data.squares import Squares
 from edgeda.errors import EdgedaError, one_line
 from edgeda.inference import BATCH

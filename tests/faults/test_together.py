@@ -88,7 +88,7 @@ def test_two_processes_decode_into_one_cache(folders: Folders, tmp_path: Path, e
     """Both get the same images, decoded once: one entry, whole, and no part."""
     code = (
         "import sys, hashlib; from pathlib import Path\n"
-        "from edgeda.data.cache import SquareCache; from edgeda.data.domains import open_unlabelled\n"
+        "from edgeda.data.cache import SquareCache; from edgeda.data.opening import open_unlabelled\n"
         "from edgeda.data.images import decode; from edgeda.recipe import VideoRecipe\n"
         "from edgeda.runtime.preprocessing import Preprocessing\n"
         "sys.stdin.readline()\n"

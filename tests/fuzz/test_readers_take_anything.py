@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 
 from edgeda.artifacts import RunDirectory
 from edgeda.data.archives import is_archive, unpack
-from edgeda.data.domains import image_list
+from edgeda.data.image_files import image_list
 from edgeda.errors import InputError
 from edgeda.fleet.recipe import load_fleet
 from edgeda.models import read_card

@@ -14,8 +14,9 @@ from edgeda.data import load_domains
 from edgeda.data.benchmarks import _say_once
 from edgeda.data.catalogue import BENCHMARKS
 from edgeda.data.checks import check, check_part, listing
-from edgeda.data.domains import ArrayDomain, Domain, open_labelled, open_unlabelled
+from edgeda.data.domains import ArrayDomain, Domain
 from edgeda.data.images import decode
+from edgeda.data.opening import open_labelled, open_unlabelled
 from edgeda.errors import InputError
 from edgeda.recipe import DataRecipe, Recipe, VideoRecipe
 from edgeda.recipe_file import preset_names, read_recipe

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from edgeda.data import builtin
 from edgeda.data.builtin import blend
-from edgeda.data.domains import ArrayDomain, open_labelled
+from edgeda.data.domains import ArrayDomain
 from edgeda.data.images import decode
+from edgeda.data.opening import open_labelled
 from tests.image_trees import (
     SIXTEEN,
     class_tree,

@@ -16,7 +16,8 @@ from PIL import Image
 from edgeda.data import cache as cache_module
 from edgeda.data import images as images_module
 from edgeda.data.cache import SquareCache
-from edgeda.data.domains import ArrayDomain, FileDomain, any_folder, class_folders, image_list
+from edgeda.data.domains import ArrayDomain, FileDomain
+from edgeda.data.image_files import any_folder, class_folders, image_list
 from edgeda.data.images import ImageSet, decode
 from edgeda.data.squares import FileSquares, FileWriter, UsedSquares
 from edgeda.data.texts import Paths, Texts

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from edgeda.data import load_domains, load_target
-from edgeda.data.domains import FileDomain, open_labelled, open_unlabelled
+from edgeda.data.domains import FileDomain
 from edgeda.data.images import decode
+from edgeda.data.opening import open_labelled, open_unlabelled
 from edgeda.errors import InputError
 from edgeda.runtime.preprocessing import Preprocessing
 from tests.image_trees import (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeda.data import ImageSet, load_domains, load_test
-from edgeda.data.domains import open_labelled
+from edgeda.data.opening import open_labelled
 from tests.image_trees import (
     GREYS,
     SIXTEEN,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgeda.data.archives import is_archive, unpack
-from edgeda.data.domains import open_labelled
+from edgeda.data.opening import open_labelled
 from edgeda.data.prepare import prepare
 from edgeda.errors import InputError
 from tests.benchmark_trees import class_tree, clef_domain, grey_image, mnist, shrink, usps_gz

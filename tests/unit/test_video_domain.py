@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from edgeda.data import ImageSet, load_target
-from edgeda.data.domains import open_unlabelled
 from edgeda.data.images import decode
+from edgeda.data.opening import open_unlabelled
 from edgeda.recipe import VideoRecipe
 from tests.image_trees import (
     SIXTEEN,
