@@ -62,6 +62,9 @@ def profile(
     device: Annotated[str, typer.Option(help="Measure there: local, or ssh://user@host[:port].")] = "local",
     remote_python: Annotated[str, typer.Option(help="Python 3.10 or later on that device.")] = "python3",
     timeout: Annotated[float, typer.Option(help="Seconds that measuring on that device may take.", min=1)] = 900.0,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also load time, memory by part, GFLOPs, MLPerf's figures, jitter.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """GMACs, parameters, size, memory and latency in every engine that is installed, here or on a device."""
@@ -79,7 +82,7 @@ def profile(
         extras=extras, layers=layers, estimate_for=_names(estimate), device=None if device == "local" else device,
         remote_python=remote_python, timeout_s=timeout,
     )  # fmt: skip
-    print_result(json_, result, lambda: result_text(result, terminal_width()))
+    print_result(json_, result, lambda: result_text(result, terminal_width(), verbose))
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -214,7 +214,7 @@ def _points(value: float, other: float) -> str:
     gap = value - other
     if abs(gap) <= _LEVEL:
         return "level with"
-    return f"{gap:+.1f} points over" if gap > 0 else f"{-gap:.1f} points below"
+    return f"{abs(gap):.1f} points {'above' if gap > 0 else 'below'}"
 
 
 def _arithmetic(by_role: Mapping[str, Row]) -> str:

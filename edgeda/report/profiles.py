@@ -1,4 +1,4 @@
-"""`edgeda profile` as text: the table, the arithmetic in both units, and what to know of the numbers."""
+"""`edgeda profile` as text: the table, and what to know of the numbers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ PROFILE_COLUMNS = (
     Column("p90_ms", "p90", "ms"),
     Column("p99_ms", "p99", "ms"),
     Column("images_per_s", "images", "per s"),
+    Column("peak_memory_mb", "memory", "MB"),
     Column("energy_mj_per_image", "energy", "mJ"),
 )
 LAYER_COLUMNS = (
@@ -47,41 +48,50 @@ ESTIMATE_COLUMNS = (
 )
 MOST_LAYERS = 20
 BAR = 24
-_IF_USED = {"streams": 1, "energy_mj_per_image": None}
+_IF_USED = {"batch": 1, "streams": 1, "peak_memory_mb": None, "energy_mj_per_image": None}
 """Columns that are only shown where a row has another value than this."""
 
 
-def profile_text(profiles: Sequence[Profile], width: int = 80, described: Mapping[str, Any] | None = None) -> str:
-    """A table of what was measured, the GFLOPs, the caveats, and the machine (`machine()` of where it was; here)."""
+def profile_text(
+    profiles: Sequence[Profile],
+    width: int = 80,
+    described: Mapping[str, Any] | None = None,
+    *,
+    device: str | None = None,
+    verbose: bool = False,
+) -> str:
+    """A table of what was measured, what was asked for beside it, the caveats, and what it was measured on.
+
+    `described` is the `machine()` of where it was; this one unless given. `verbose` adds everything else.
+    """
     rows = [profile.to_dict() for profile in profiles]
     measured = [row for row in rows if row["runs"]]
+    where = machine_line(None if described is None else dict(described)) + (f" ({device})" if device else "")
+    details = [*_arithmetic(measured), *_memory(measured), *_mlperf(measured), *_jitter(measured)]
     return "\n".join(
         [
             text_table(rows, shown_columns(rows, PROFILE_COLUMNS), width),
             "",
-            *_arithmetic(measured),
-            *_memory(measured),
-            *_mlperf(measured),
+            *(details if verbose else ()),
             *_end_to_end(measured),
             *_power(measured),
             *caveats(rows),
-            *_samples(measured),
-            f"machine: {machine_line(None if described is None else dict(described))}",
+            "; ".join([*_samples(measured), f"machine: {where}"]),
+            *(() if verbose else ["load time, memory by part, GFLOPs, MLPerf's figures and jitter: --verbose"]),
         ]
     )
 
 
-def result_text(result: Mapping[str, Any], width: int = 80) -> str:
+def result_text(result: Mapping[str, Any], width: int = 80, verbose: bool = False) -> str:
     """All of `edgeda.profiling.session.profile`: the rows, layers, estimates, and the check of estimates."""
-    parts = [profile_text([Profile(**row) for row in result["rows"]], width, result["machine"])]
+    profiles = [Profile(**row) for row in result["rows"]]
+    parts = [profile_text(profiles, width, result["machine"], device=result["device"], verbose=verbose)]
     state = result["state"]
-    if state["pressure_before"] is not None and state["pressure_after"] is not None:
+    if verbose and state["pressure_before"] is not None and state["pressure_after"] is not None:
         parts[0] += (
             f"\nCPU pressure: {state['pressure_before']:.0%} before, {state['pressure_after']:.0%} after "
             "(share of ten seconds in which some task waited for a CPU)"
         )
-    if result["device"]:
-        parts[0] += f"\nmeasured on {result['device']}"
     parts += [layers_text(model, layers, width) for model, layers in result.get("layers", {}).items()]
     if "estimates" in result:
         parts.append(estimates_text(result["estimates"], width))
@@ -145,14 +155,18 @@ def check_text(check: Mapping[str, Any]) -> str:
 
 def caveats(rows: Sequence[Row]) -> list[str]:
     """What to know before trusting the rows, a line each: their notes, and whether the machine was busy."""
-    lines = [f"{row['model']} in {row['engine']}: {row['note']}" for row in rows if row["note"]]
+    noted: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row["note"]:
+            noted.setdefault((row["engine"], row["note"]), []).append(row["model"])
+    lines = [f"{', '.join(dict.fromkeys(models))} in {engine}: {note}" for (engine, note), models in noted.items()]
     unclean = [row["pressure"] for row in rows if row["clean"] is False]
     if unclean:
         lines.append(
             f"not clean: in {len(unclean)} of {len(rows)} rows other work waited for a CPU too, up to "
             f"{max(unclean):.0%} of the time (clean is at most {CLEAN_PRESSURE:.0%}); measure again on an idle machine"
         )
-    return list(dict.fromkeys(lines))
+    return lines
 
 
 def _arithmetic(rows: Sequence[Row]) -> list[str]:
@@ -231,12 +245,18 @@ def _power(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _samples(rows: Sequence[Row]) -> list[str]:
+    """What each number is of; which batch only where no column says it."""
     if not rows:
         return []
-    counted, threads = (_span([row[key] for row in rows]) for key in ("runs", "threads"))
-    jitter = [row["jitter_mad_ms"] / row["median_ms"] for row in rows if row["jitter_mad_ms"] is not None]
-    said = f"; jitter (MAD) up to {max(jitter):.1%} of the median" if jitter else ""
-    return [f"latency of one call, {counted} calls a row, {threads} {'thread' if threads == '1' else 'threads'}{said}"]
+    batch, counted, size, threads = (_span([row[key] for row in rows]) for key in (
+        "batch", "runs", "input_size", "threads"))  # fmt: skip
+    images = f"one {size} px image" if batch == "1" else f"{size} px images"
+    return [f"{counted} calls a row with {images} on {threads} {'thread' if threads == '1' else 'threads'}"]
+
+
+def _jitter(rows: Sequence[Row]) -> list[str]:
+    known = [row["jitter_mad_ms"] / row["median_ms"] for row in rows if row["jitter_mad_ms"] is not None]
+    return [f"jitter (MAD) up to {max(known):.1%} of the median"] if known else []
 
 
 def _span(values: Sequence[int]) -> str:

@@ -186,6 +186,19 @@ def test_a_recipe_edited_after_the_checkpoint_is_refused(command: Edgeda, run_di
     assert "another recipe" in ran.error
 
 
+def test_too_little_memory_names_what_to_lower(
+    command: Edgeda, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def run(*arguments: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12884901888 bytes")
+
+    monkeypatch.setattr("edgeda.adapt._run", run)
+    ran = command("adapt", *folders.arguments, "--batch-size", 64, "--out", tmp_path / "run")
+    assert ran.code == 2
+    assert "batches of 64 and 64 images; lower --batch-size (in a recipe: train.batch_size)" in ran.error
+    assert ran.error.endswith("--set data.input_size")
+
+
 def test_a_full_disk_is_one_line_and_keeps_what_was_there(edgeda: Edgeda, folders: Folders):
     """Writes to a small file system of its own where that is allowed, else says why not."""
     small = Path("/tmp/edgeda-small-disk")

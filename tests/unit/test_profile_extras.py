@@ -91,7 +91,7 @@ def test_everything_of_an_onnx_file_at_once(tmp_path: Path) -> None:
     assert (estimated["device"], estimated["precision"]) == ("orin-nano", "fp32")
     (checked,) = result["check"]["rows"]
     assert checked["measured_ms"] == single["median_ms"]
-    text = result_text(result)
+    text = result_text(result, verbose=True)
     for words in ("SingleStream (p90)", "MultiStream (p99, 8 images a query)", "end to end on photo.png", "peak memory",
                   "lower bound, not a measurement", "x the bound", "where the cost is"):  # fmt: skip
         assert words in text
@@ -296,6 +296,6 @@ def test_an_engines_package_is_imported_before_its_loading_is_timed(tmp_path: Pa
 
 
 def test_threads_of_rows_that_share_them_are_said_as_a_range() -> None:
-    row = {"runs": 5, "threads": 2, "jitter_mad_ms": None}
-    assert _samples([row, {**row, "threads": 1}]) == ["latency of one call, 5 calls a row, 1 to 2 threads"]
-    assert _samples([row]) == ["latency of one call, 5 calls a row, 2 threads"]
+    row = {"runs": 5, "threads": 2, "batch": 1, "input_size": 32}
+    assert _samples([row, {**row, "threads": 1}]) == ["5 calls a row with one 32 px image on 1 to 2 threads"]
+    assert _samples([row, {**row, "batch": 8}]) == ["5 calls a row with 32 px images on 2 threads"]

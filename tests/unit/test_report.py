@@ -117,14 +117,32 @@ def test_a_profile_fits_its_width_with_every_number_whole(width: int) -> None:
     assert "runs-of-a-long-name/int8/student.onnx".startswith(table.split("\n")[3].split()[0])
 
 
-def test_a_profile_names_gflops_notes_and_the_machine() -> None:
-    missing = Profile("m.onnx", "openvino", 1, note="needs openvino; pip install 'edgeda[openvino]'")
-    text = profile_text([profile(), missing])
-    assert "4.11 GMACs = 8.22 GFLOPs per image at 224 px" in text
-    assert "m.onnx in openvino: needs openvino; pip install 'edgeda[openvino]'" in text
-    assert "20 calls a row, 2 threads" in text
-    assert "machine: " in text
-    assert "not clean" not in text
+def test_under_a_profile_are_what_is_missing_and_the_machine_and_the_rest_on_request() -> None:
+    note = "needs openvino; pip install 'edgeda[openvino]'"
+    rows = [
+        *(profile(model=name, load_ms=12.0, single_stream_p90_ms=96.51, jitter_mad_ms=1.0) for name in "abc"),
+        *(Profile(name, "openvino", 1, note=note) for name in "ab"),
+    ]
+    table, notes = profile_text(rows, 100).split("\n\n")
+    assert len(table.split("\n")) == 3 + len(rows)
+    missing, machine, more = notes.split("\n")
+    assert missing == f"a, b in openvino: {note}"
+    assert machine.startswith("20 calls a row with one 224 px image on 2 threads; machine: ")
+    assert more.endswith(": --verbose")
+    verbose = profile_text(rows, 100, verbose=True)
+    for words in ("a: 4.11 GMACs = 8.22 GFLOPs per image at 224 px", "b in onnxruntime: loads in 12.0 ms",
+                  "c in onnxruntime: in the manner of MLPerf", "jitter (MAD) up to 1.2% of the median"):  # fmt: skip
+        assert words in verbose
+        assert words not in notes
+    assert "not clean" not in verbose
+
+
+def test_a_column_that_says_the_same_in_every_row_is_left_out() -> None:
+    def titles(*rows: Profile) -> list[str]:
+        return [column.title for column in shown_columns([row.to_dict() for row in rows], PROFILE_COLUMNS)]
+
+    assert not {"batch", "streams", "memory", "energy"} & set(titles(profile(), profile()))
+    assert {"batch", "memory"} <= set(titles(profile(peak_memory_mb=150.0), profile(batch=8)))
 
 
 def test_a_busy_machine_is_said_once_with_the_worst_share() -> None:
@@ -153,7 +171,7 @@ def rows_of(
 
 def test_the_conclusion_is_derived_from_the_numbers() -> None:
     assert conclusion(rows_of(71.0, 72.2, 58.7)) == (
-        "the adapted student is +12.3 points over the source-only student on the target and 1.2 points below the "
+        "the adapted student is 12.3 points above the source-only student on the target and 1.2 points below the "
         "teacher; the student takes 2.30x fewer GMACs than the teacher; fastest here: student.onnx in "
         "onnxruntime, 5.00 ms an image, 10.0x faster than the teacher in torch."
     )
