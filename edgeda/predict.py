@@ -209,9 +209,12 @@ def summary_text(summary: dict[str, Any]) -> str:
     latency = summary["latency_ms"]
     parts = [f"{summary['frames']} frames"]
     if summary["unreadable"]:
-        parts.append(f"{summary['unreadable']} could not be read")
+        parts.append(f"{summary['unreadable']} more could not be read")
     if summary["frames"] and summary["frames_per_s"] is not None:
-        parts.append(f"{summary['frames_per_s']:.1f}/s, latency p50 {latency['p50']} ms, p99 {latency['p99']} ms")
+        parts.append(
+            f"{summary['frames_per_s']:.1f}/s, latency with the wait in the queue p50 {latency['p50']} ms, "
+            f"p99 {latency['p99']} ms"
+        )
     for key in ("dropped", "reconnects"):
         if count := sum(source[key] for source in summary["sources"]):
             parts.append(f"{count} {key}")

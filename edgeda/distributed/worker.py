@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -65,7 +66,8 @@ def main() -> None:
         done = _work(job, teller)
     except BaseException as error:  # noqa: BLE001 - the launching process raises it
         failed = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
-        teller.tell(failed=failed)
+        with contextlib.suppress(BrokenPipeError):  # it is gone itself
+            teller.tell(failed=failed)
         os._exit(1)  # at once, without waiting for messages to processes that may be gone
     if world().leads:
         teller.tell(done=done)

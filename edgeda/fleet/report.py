@@ -95,13 +95,15 @@ def fleet_text(result: Record, width: int) -> str:
     served = sum(1 for row in result["cameras"] if row["served_by"])
     verdicts += f"; {served} served by another camera's student" if served else ""
     lines = ["", text_table(result["cameras"], COLUMNS, width), "", f"{counted}; {verdicts or 'no verdict yet'}"]
-    return "\n".join([*lines, f"{result['cost_s']:.0f} s of work; page: {result['out']}/fleet.html"])
+    written = f"page: {result['out']}/fleet.html; each camera's model: fleet.json"
+    return "\n".join([*lines, f"{result['cost_s']:.0f} s of work; {written}"])
 
 
 def failed_line(result: Record) -> str:
     """One line for the end of a command with failed cameras."""
     failed = [row for row in result["cameras"] if row["status"] == "failed"]
-    return f"{len(failed)} of {len(result['cameras'])} cameras failed: {failed[0]['camera']}: {failed[0]['note']}"
+    said = f"{len(failed)} of {len(result['cameras'])} cameras failed: {failed[0]['camera']}: {failed[0]['note']}"
+    return f"{said}; `edgeda fleet` with the same recipe and --out tries again what failed"
 
 
 def write_report(out: Path, result: Record) -> Record:

@@ -65,7 +65,7 @@ def benchmark_text(result: Record, width: int = 100) -> str:
     )  # fmt: skip
     compared = sentences(result, "selected")
     lines += ["", *compared] if compared else []
-    lines += ["", *_header(result)[1:]]
+    lines += ["", *_header(result)[1:], f"written to {result['out']}: benchmark.md, .csv and .json"]
     return "\n".join(lines)
 
 

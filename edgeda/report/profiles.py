@@ -67,10 +67,14 @@ def profile_text(
     rows = [profile.to_dict() for profile in profiles]
     measured = [row for row in rows if row["runs"]]
     where = machine_line(None if described is None else dict(described)) + (f" ({device})" if device else "")
+    columns = shown_columns(rows, PROFILE_COLUMNS)
+    table = text_table(rows, columns, width)
+    if any(len(line) > width for line in table.split("\n")):  # what --verbose says too
+        table = text_table(rows, [column for column in columns if column.key != "peak_memory_mb"], width)
     details = [*_arithmetic(measured), *_memory(measured), *_mlperf(measured), *_jitter(measured)]
     return "\n".join(
         [
-            text_table(rows, shown_columns(rows, PROFILE_COLUMNS), width),
+            table,
             "",
             *(details if verbose else ()),
             *_end_to_end(measured),

@@ -217,15 +217,17 @@ def export_text(result: Mapping[str, Any]) -> str:
             )
         if quantization.get("qat"):
             taught = quantization["qat"]
+            passes = "1 epoch" if taught["epochs"] == 1 else f"{taught['epochs']} epochs"
             lines.append(
-                f"  taught for {taught['epochs']} epochs on {taught['images']} images: {quantization['drop']:.2f} "
+                f"  taught for {passes} on {taught['images']} images: {quantization['drop']:.2f} "
                 f"points lost, without it {taught['drop_without']:.2f}"
             )
     parity = result["manifest"]["parity"]
+    errors_of = dict.fromkeys(row["errors_of"] for row in result["table"])
     lines += ["", text_table(result["table"], EXPORT_COLUMNS, width=120), ""]
     lines.append(
         f"judged against torch on {parity['images']} {parity['images_from']}; "
-        f"points of {result['table'][0]['measure']}; errors of logits, of a raw file's probabilities"
+        f"lost: points of {result['table'][0]['measure']}; errors: of {' or '.join(errors_of)}"
     )
     if not all(row["clean"] for row in result["table"]):
         lines.append("other programs used the CPU meanwhile: latencies are not clean")

@@ -122,6 +122,20 @@ def test_a_worker_that_is_not_understood_ends_the_run_in_one_line(
     assert capfd.readouterr().err == ""
 
 
+def test_a_worker_whose_launcher_is_gone_ends_without_a_word():
+    hears, tells = os.pipe()
+    os.close(hears)
+    command = [sys.executable, "-c", launch.BOOT, json.dumps(sys.path), str(tells)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stderr=pipe, pass_fds=(tells,)) as worker:
+        os.close(tells)
+        assert worker.stdin is not None
+        assert worker.stderr is not None
+        worker.stdin.write(b"{}\n")  # no job: it fails, and nobody hears that
+        worker.stdin.flush()
+        assert (worker.stderr.read(), worker.wait(60)) == (b"", 1)
+
+
 def test_more_devices_than_there_are(command: Edgeda, folders: Folders, tmp_path: Path):
     ran = command("adapt", *folders.arguments, *TINY, "--devices", 4000, "--out", tmp_path / "run")
     assert ran.code == 3

@@ -46,7 +46,8 @@ def test_teaching_is_recorded(command: Edgeda, run_directory: Path, tmp_path: Pa
     ran = command("export", run_directory, "--precision", "int8", "--for", "trt", "--qat", 1, "--max-drop", 100,
                   "--out", tmp_path / "out")  # fmt: skip
     assert ran.code == 0, ran.err
-    assert "taught for 1 epochs on 32 images" in ran.out
+    assert "taught for 1 epoch on 32 images" in ran.out
+    assert "; lost: points of accuracy; errors: of logits\n" in ran.out
     assert "onnx-int8-trt" in ran.out
 
 

@@ -88,7 +88,7 @@ def test_images_video_list_and_pattern_together(exported: Path, folders: Folders
     assert [one["error"] for one in found if one["source"] == "broken.png"] == [
         next(one["error"] for one in found if "error" in one)
     ]
-    assert "66 frames, 1 could not be read" in ran.err  # 30 + 4 + 32
+    assert "66 frames, 1 more could not be read" in ran.err  # 30 + 4 + 32
     capture = cv2.VideoCapture("out/film.mp4")
     assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == 30
     capture.release()

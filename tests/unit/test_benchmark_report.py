@@ -60,7 +60,7 @@ CELLS = [
 
 @pytest.fixture
 def result() -> dict[str, Any]:
-    return tabulate("office31", SECTION, CELLS, "KD-UDA")
+    return {"out": "runs/office31", **tabulate("office31", SECTION, CELLS, "KD-UDA")}
 
 
 def row(result: dict[str, Any], kind: str, method: str, network: str = "student") -> dict[str, Any]:
@@ -144,7 +144,7 @@ def test_without_target_labels_there_are_dashes_and_no_comparison():
     assert row(blind, "selected", "KD-UDA")["scenarios"]["A->W"] == {"mean": None, "std": None, "n": 0}
     assert sentences(blind, "selected") == []
     assert "| KD-UDA | student | - | - | - |" in markdown(blind)
-    assert "KD-UDA" in benchmark_text(blind)
+    assert "KD-UDA" in benchmark_text({"out": "x", **blind})
 
 
 def test_figures_say_on_how_many_seeds_they_rest():
@@ -198,11 +198,13 @@ def test_the_text_fits_a_terminal_and_leaves_scenarios_out_before_it_breaks(resu
     text = benchmark_text(result, 100)
     assert "82.0 ± 2.8" in text
     assert "[2] Paper II" in text
+    assert text.endswith("\nwritten to runs/office31: benchmark.md, .csv and .json")
     names = [f"long scenario name {number}" for number in range(12)]
     many = BenchmarkRecipe.model_validate(
         {"scenarios": {name: {"source": "a", "target": "b"} for name in names}, "methods": {"KD-UDA": {}}}
     )
-    wide = benchmark_text(tabulate("x", many, [cell(name, "KD-UDA", 0, 70.0) for name in names], None), 100)
+    tables = tabulate("x", many, [cell(name, "KD-UDA", 0, 70.0) for name in names], None)
+    wide = benchmark_text({"out": "x", **tables}, 100)
     assert "long scenario name" not in wide
     assert "70.0" in wide
     for line in (text + wide).splitlines():

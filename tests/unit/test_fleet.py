@@ -11,7 +11,7 @@ import pytest
 from edgeda.errors import InputError, MachineError, MissingExtra
 from edgeda.fleet.cluster import check_resources
 from edgeda.fleet.recipe import load_fleet
-from edgeda.fleet.report import page, result_of
+from edgeda.fleet.report import failed_line, fleet_text, page, result_of
 from edgeda.fleet.scheduler import _on_node, requests
 from edgeda.fleet.state import Storage
 from edgeda.methods import stages
@@ -158,6 +158,17 @@ def test_cameras_share_what_trains_on_the_source_and_nothing_that_sees_the_targe
 def test_a_key_of_group_is_compared_with_those_of_group(tmp_path: Path):
     with pytest.raises(InputError, match=r"unknown key 'group.distnce'; did you mean 'distance'\?"):
         load_fleet(written(tmp_path, f"source: s\ngroup: {{distnce: 0.3}}\n{CAMERAS}"))
+
+
+def test_the_text_ends_with_where_models_are_and_what_failed_with_what_tries_it_again():
+    about = {"name": "site", "out": "runs/site", "source": "lab", "cameras": {"gate": "gate/", "yard": "yard/"}}
+    finished = {"status": "finished", "verdict": "adapted", "seconds": 2.5}
+    result = result_of(about, {"gate": finished, "yard": {"status": "failed", "reason": "no such folder: yard/"}})
+    assert fleet_text(result, 100).endswith("page: runs/site/fleet.html; each camera's model: fleet.json")
+    assert failed_line(result) == (
+        "1 of 2 cameras failed: yard: no such folder: yard/; "
+        "`edgeda fleet` with the same recipe and --out tries again what failed"
+    )
 
 
 def test_the_page_is_by_verdict_and_escapes_names():

@@ -137,6 +137,13 @@ def test_under_a_profile_are_what_is_missing_and_the_machine_and_the_rest_on_req
     assert "not clean" not in verbose
 
 
+def test_where_a_table_has_no_room_the_memory_is_left_to_verbose() -> None:
+    rows = [profile(batch=batch, peak_memory_mb=150.0) for batch in (1, 8)]
+    narrow, wide = (profile_text(rows, width).split("\n\n")[0] for width in (80, 100))
+    assert max(map(len, narrow.split("\n"))) <= 80
+    assert ("memory" in narrow, "memory" in wide) == (False, True)
+
+
 def test_a_column_that_says_the_same_in_every_row_is_left_out() -> None:
     def titles(*rows: Profile) -> list[str]:
         return [column.title for column in shown_columns([row.to_dict() for row in rows], PROFILE_COLUMNS)]
