@@ -93,7 +93,7 @@ def test_stopped_between_and_within_cells_it_goes_on_and_touches_nothing_that_is
     assert max(map(len, shown.out.splitlines())) <= 120
     other = command("benchmark", "--recipe", recipe, "--seeds", 2, "--set", "distill.tau=4")
     assert other.code == 2
-    assert "KD-UDA/seed-0 has 20.0, now 4.0 is asked for" in other.error
+    assert "/seed-0 has 20.0, now 4.0 is asked for" in other.error
     assert other.error.startswith("error: recipe: distill.tau: the cell ")
 
 
