@@ -168,7 +168,7 @@ def _kind(failure: Record) -> type[BaseException]:
     """The class that a worker's error had, where it is one that users meet; RuntimeError for a bug."""
     kind = getattr(errors, failure["kind"], None)
     if isinstance(kind, type) and issubclass(kind, EdgedaError):
-        return kind
+        return next(base for base in kind.__mro__ if "__init__" not in vars(base))  # made of its text alone
     return {"KeyboardInterrupt": KeyboardInterrupt, "MemoryError": MemoryError}.get(failure["kind"], RuntimeError)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from edgeda.adapt import adapt
 from edgeda.distributed import launch
-from edgeda.errors import WorkerLost
+from edgeda.errors import InputError, WorkerLost
 from edgeda.recipe_file import load_recipe
 from edgeda.watching import Deaf
 from tests.conftest import TINY, Edgeda, Folders
@@ -120,6 +120,16 @@ def test_a_worker_that_is_not_understood_ends_the_run_in_one_line(
     with pytest.raises(WorkerLost, match=r"process [01] of 2 is no longer understood .*; go on with: edgeda adapt"):
         launch.run_workers({"out": str(tmp_path / "run")}, 2, Deaf())
     assert capfd.readouterr().err == ""
+
+
+def test_a_workers_error_reaches_the_user_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    failed = {"kind": "WrongKey", "message": "recipe: train.threads: is 1, now 2 is asked for", "traceback": "its own"}
+    line = json.dumps({"failed": failed}).encode() + b"\n"
+    said = f"import os, sys; os.write(int(sys.argv[2]), {line!r})"
+    monkeypatch.setattr(launch, "BOOT", said)
+    with pytest.raises(InputError, match=r"^recipe: train\.threads: is 1, now 2 is asked for$") as error:
+        launch.run_workers({"out": str(tmp_path / "run")}, 2, Deaf())
+    assert str(error.value.__cause__) == "its own"
 
 
 def test_a_worker_whose_launcher_is_gone_ends_without_a_word():
