@@ -35,19 +35,19 @@ from edgeda.errors import InputError, WrongKey, from_os_error
 from edgeda.fast_blocks import use_fast_network
 from edgeda.first_networks import first_networks
 from edgeda.memory import is_out_of_memory, keep_freed_memory
-from edgeda.methods import METHODS, Stage, Workshop, method_name, stages
-from edgeda.models import Architecture, Network, backbone_name
+from edgeda.methods import METHODS, Stage, Workshop, full_names, stages
+from edgeda.models import Architecture, Network
 from edgeda.precision import FABRIC, resolve_device, resolve_precision
 from edgeda.pretrained import NOT_HAD
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe, parse_set
-from edgeda.run_folder import claim, clear, locked, write
+from edgeda.run_folder import claim, clear, locked
 from edgeda.stage_cache import StageCache
 from edgeda.summary import finish
 from edgeda.tracking import Trackers
-from edgeda.train import Fit, Record
-from edgeda.watching import Deaf, Watcher
-from edgeda.whole_file import make_folder
+from edgeda.train import Fit
+from edgeda.watching import Deaf, Record, Watcher
+from edgeda.whole_file import make_folder, write_text
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def _run(
                 lock.enter_context(locked(run.path))
                 if not resume:
                     clear(run.path, overwrite)
-                write(run.path / RECIPE, recipe.to_yaml())
+                write_text(run.path / RECIPE, recipe.to_yaml())
         fit = _train(workshop, planned, run, data, origins, watcher, resume, shared, many_targets)
         return finish(recipe, run, data, networks, fit, origins) if group.leads else {}
 
@@ -199,7 +199,7 @@ def _recipe_to_resume(out: Path | None, recipe: str | None, overrides: dict[str,
     saved = load_recipe(str(out / RECIPE))
     asked = load_recipe(recipe or str(out / RECIPE), overrides)
     resolved = resolve(asked)
-    for key, was, now in _differences(saved.outcome(), resolved.outcome()):
+    for key, was, now in saved.differences(resolved):
         raise WrongKey(key, f"the run in {out} has {was}, now {now} is asked for; leave it out to go on")
     return saved.at_workplace(asked)
 
@@ -207,11 +207,7 @@ def _recipe_to_resume(out: Path | None, recipe: str | None, overrides: dict[str,
 def check(recipe: Recipe) -> Recipe:
     """The recipe with full backbone names; InputError or MachineError for what can be known to be wrong at once."""
     resolve_device(recipe.train.device)
-    networks = {
-        role: network.model_copy(update={"backbone": backbone_name(network.backbone)})
-        for role, network in (("teacher", recipe.teacher), ("student", recipe.student))
-    }
-    return recipe.model_copy(update={**networks, "method": method_name(recipe.method)})
+    return full_names(recipe)
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -304,16 +300,5 @@ def _describe(data: Domains, recipe: Recipe, origins: dict[str, str]) -> None:
 def _images_digest(*parts: ImageSet | None) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part.digest() if part is not None else b"")
+        digest.update(part.digest if part is not None else b"")
     return digest.hexdigest()
-
-
-def _differences(saved: Record, asked: Record, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = []
-    for key, was in saved.items():
-        now = asked[key]
-        if isinstance(was, dict):
-            found += _differences(was, now, f"{prefix}{key}.")
-        elif was != now:
-            found.append((prefix + key, was, now))
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -27,6 +28,14 @@ NotNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
 Range = tuple[Number, Number]
+
+
+def _dotted(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 class NetworkRecipe(Strict):
@@ -292,6 +301,11 @@ class Recipe(Strict):
     def outcome(self) -> dict[str, Any]:
         """Everything that decides what comes out of a run, as JSON values."""
         return self.model_dump(mode="json", exclude=WORKPLACE)
+
+    def differences(self, other: Recipe) -> list[tuple[str, Any, Any]]:
+        """Dotted keys of `outcome` that differ, with the value here and the other's."""
+        theirs = dict(_dotted(other.outcome()))
+        return [(key, value, theirs[key]) for key, value in _dotted(self.outcome()) if value != theirs[key]]
 
     def at_workplace(self, other: Recipe) -> Recipe:
         """This recipe, worked on as `other` says."""

@@ -22,15 +22,14 @@ from edgeda.errors import Diverged, InputError, Interrupted
 from edgeda.health import check_weights, explained, finite_step
 from edgeda.methods.base import Method, Stage, Workshop, plain_network
 from edgeda.models import Network
-from edgeda.run_folder import write
 from edgeda.scoring import score
 from edgeda.selection import is_better
 from edgeda.stage_cache import StageCache
 from edgeda.stage_sharing import StageSharing
 from edgeda.stopping import stopping
 from edgeda.tracking import Trackers
-from edgeda.watching import Record as Record
-from edgeda.watching import Watcher as Watcher
+from edgeda.watching import Record, Watcher
+from edgeda.whole_file import write_text
 
 log = logging.getLogger(__name__)
 
@@ -195,8 +194,7 @@ class Fit:
 
     def _train_mode(self, stage: Stage) -> None:
         for role, network in self.workshop.networks.items():
-            if self.network(role).training != (role in stage.trains):  # Fabric's wrapper has a mode of its own
-                network.train(role in stage.trains)
+            network.train(role in stage.trains)
             if stage.adapts and self.workshop.recipe.adapt.batchnorm == "frozen":
                 for layer in batchnorm_layers(network):
                     layer.eval()
@@ -252,7 +250,7 @@ class Fit:
         """Write the lines of all epochs so far."""
         if not self.group.leads:
             return
-        write(self.folder / METRICS, "".join(json.dumps(record) + "\n" for record in self.history))
+        write_text(self.folder / METRICS, "".join(json.dumps(record) + "\n" for record in self.history))
         self.trackers.follow(self.history)
 
     def _resume_clock(self) -> None:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import BinaryIO, cast
 
@@ -27,12 +28,11 @@ from edgeda.data.squares import (
     Stored,
     UsedSquares,
     Writer,
-    printable,
     reason,
-    usable_cores,
 )
-from edgeda.data.texts import Texts
+from edgeda.data.texts import Texts, printable
 from edgeda.errors import InputError
+from edgeda.runtime.cores import usable_cores
 from edgeda.runtime.preprocessing import Pixels, Preprocessing, square_pixels
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class ImageSet:
         names = self.names if isinstance(self.names, Texts) else Texts.of(self.names)
         return ImageSet(self.name, squares, labels, self.classes, names.take(indices), self.skipped)
 
+    @cached_property
     def digest(self) -> bytes:
         """Of names, labels and pixels; of names and labels alone where images are decoded as they are used."""
         digest = hashlib.sha256()

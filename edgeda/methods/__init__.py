@@ -12,9 +12,10 @@ from edgeda.errors import InputError, did_you_mean
 from edgeda.methods import adda, kd_uda, orders, source_only, tcp, uda
 from edgeda.methods.base import Method, Stage, Workshop
 from edgeda.methods.readapt import continued
+from edgeda.models import backbone_name
 from edgeda.recipe import Recipe
 
-__all__ = ["ALIASES", "METHODS", "Method", "Stage", "Workshop", "method_name", "stages", "summary"]
+__all__ = ["ALIASES", "METHODS", "Method", "Stage", "Workshop", "full_names", "method_name", "stages", "summary"]
 
 METHODS: dict[str, Callable[[Recipe], list[Stage]]] = {
     "kd-uda": kd_uda.plan,
@@ -35,6 +36,15 @@ def method_name(name: str) -> str:
     if found not in METHODS:
         raise InputError(f"unknown method '{name}'{did_you_mean(name, [*METHODS, *ALIASES])}")
     return found
+
+
+def full_names(recipe: Recipe) -> Recipe:
+    """The recipe with the method and the backbones by their full names; InputError for one that is not known."""
+    networks = {
+        role: network.model_copy(update={"backbone": backbone_name(network.backbone)})
+        for role, network in (("teacher", recipe.teacher), ("student", recipe.student))
+    }
+    return recipe.model_copy(update={**networks, "method": method_name(recipe.method)})
 
 
 def summary(name: str) -> str:

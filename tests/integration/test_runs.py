@@ -14,7 +14,7 @@ from edgeda.adapt import adapt, adapt_recipe, resolve
 from edgeda.errors import InputError
 from edgeda.models import Architecture
 from edgeda.recipe import Recipe
-from edgeda.train import Record
+from edgeda.watching import Record
 from tests.conftest import TINY, Folders
 
 
