@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def _run(
         for stage in planned:  # what a stage cannot use is said before hours are spent on those before it
             if stage.check:
                 stage.check(workshop)
-            stage.build(workshop)
+            stage.build(replace(workshop, modules={}))  # its modules are made when its turn comes
     with contextlib.ExitStack() as lock:
         with group.together():
             if group.leads:

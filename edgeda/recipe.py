@@ -144,7 +144,7 @@ class DataRecipe(Strict):
 class AdaptRecipe(Strict):
     """Unsupervised domain adaptation of a network (KD-UDA eqs. 1-2)."""
 
-    technique: Literal["alignment", "cckdn"] = "alignment"
+    technique: str = "alignment"
     """How a network adapts, on its own or as the teacher of kd-uda: by `alignment`, or by section `cckdn`."""
     alignment: tuple[str, ...] = ("mmd",)
     """Losses summed into the alignment term."""
@@ -162,7 +162,7 @@ class AdaptRecipe(Strict):
 class DistillRecipe(Strict):
     """Knowledge distillation (KD-UDA eqs. 3-7)."""
 
-    loss: Literal["kl", "mse", "ce", "dkd", "feature"] = "kl"
+    loss: str = "kl"
     """What the student minimizes: softened outputs (kl, mse, ce, dkd) or similarities of features (feature)."""
     domains: Annotated[tuple[Literal["source", "target"], ...], Field(min_length=1)] = ("source", "target")
     """Images that the student learns from its teacher on; cross-entropy belongs to the source."""
