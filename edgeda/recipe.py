@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -30,10 +30,11 @@ Share = Annotated[Number, Field(gt=0, le=1)]
 Range = tuple[Number, Number]
 
 
-def _dotted(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys of nested mappings, such as `train.epochs`, each with its value."""
     for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -304,8 +305,8 @@ class Recipe(Strict):
 
     def differences(self, other: Recipe) -> list[tuple[str, Any, Any]]:
         """Dotted keys of `outcome` that differ, with the value here and the other's."""
-        theirs = dict(_dotted(other.outcome()))
-        return [(key, value, theirs[key]) for key, value in _dotted(self.outcome()) if value != theirs[key]]
+        theirs = dict(dotted(other.outcome()))
+        return [(key, value, theirs[key]) for key, value in dotted(self.outcome()) if value != theirs[key]]
 
     def at_workplace(self, other: Recipe) -> Recipe:
         """This recipe, worked on as `other` says."""

@@ -54,9 +54,9 @@ class Fit:
         self.best: dict[str, Record] = {}
         """By role: the selected epoch's record, its weights as shipped, and its BatchNorm statistics as trained."""
         self.history: list[Record] = []
-        self.pairs, self.seconds = 0, 0.0
+        self._pairs, self._seconds = 0, 0.0
+        """Of the epoch so far."""
         self._sums: dict[str, float] = {}
-        self._since: tuple[float, int] = (0.0, 0)
         self._waited_before = 0.0
         self._saved = self._started = time.monotonic()
         self._begun, self._wall_before = time.monotonic(), 0.0
@@ -146,7 +146,7 @@ class Fit:
                 terms = finite_step(method, batch, step / total)
             stop = self._add(terms)
             self.position = (index, step + 1)
-            self.pairs += len(batch.source_labels)
+            self._pairs += len(batch.source_labels)
             self.watcher.step(len(batch.source_labels))
             if (step + 1) % per_epoch == 0:
                 self._stop_clock()
@@ -211,7 +211,7 @@ class Fit:
     def _epoch(self, stage: Stage, epoch: int) -> None:
         """Evaluate the stage's networks, let them compete for selection and write the line of metrics."""
         steps = self.batches.steps_per_epoch
-        seconds, pairs = self.seconds - self._since[0], self.pairs - self._since[1]
+        seconds, pairs = self._seconds, self._pairs
         waited = self.batches.waited_s - self._waited_before
         self._waited_before = self.batches.waited_s
         record: Record = {
@@ -222,7 +222,7 @@ class Fit:
         }  # fmt: skip
         for role in stage.scores:
             record["networks"][role] = self.score(role, stage, epoch)
-        self._sums, self._since = {}, (self.seconds, self.pairs)
+        self._sums, self._seconds, self._pairs = {}, 0.0, 0
         self.history.append(record)
         self.write_metrics()
         self.watcher.epoch(record)
@@ -259,7 +259,7 @@ class Fit:
     def _stop_clock(self) -> None:
         """Count the time since the clock was started, and start it again."""
         now = time.monotonic()
-        self.seconds += now - self._started
+        self._seconds += now - self._started
         self._started = now
 
     def _save(self, method: Method) -> None:
@@ -279,11 +279,10 @@ class Fit:
             "best": self.best,
             "history": self.history,
             "progress": {
-                "pairs": self.pairs,
-                "seconds": self.seconds,
+                "pairs": self._pairs,
+                "seconds": self._seconds,
                 "wall": self.wall_s,
                 "sums": self._sums,
-                "since": list(self._since),
             },
             "rng": torch.get_rng_state(),
             "cuda_rng": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
@@ -304,8 +303,7 @@ class Fit:
         self.workshop.saved_modules.update(state["modules"])
         self.best, self.history = state["best"], state["history"]
         progress = state["progress"]
-        self.pairs, self.seconds, self._sums = progress["pairs"], progress["seconds"], progress["sums"]
+        self._pairs, self._seconds, self._sums = progress["pairs"], progress["seconds"], progress["sums"]
         self._wall_before = progress["wall"]
-        self._since = (progress["since"][0], progress["since"][1])
         self.position = self._saved_at = (int(state["position"][0]), int(state["position"][1]))
         return self.position[0]
