@@ -104,7 +104,8 @@ def _run(
 ) -> Record:  # fmt: skip
     """One process's part of a run; the first one writes, and returns the summary."""
     data = group.leader_first(lambda: load_domains(recipe.data, SquareCache(recipe.data.cache_bytes)))
-    same_everywhere(group, _images_digest(data.source, data.source_test, data.target, data.target_test))
+    images = _images_digest(data.source, data.source_test, data.target, data.target_test)
+    same_everywhere(group, images)
     precision = group.decide(lambda: resolve(recipe).train.precision)
     recipe = resolve(recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})}))
     with group.together():
@@ -125,7 +126,7 @@ def _run(
                 if not resume:
                     clear(run.path, overwrite)
                 write_text(run.path / RECIPE, recipe.to_yaml())
-        fit = _train(workshop, planned, run, data, origins, watcher, resume, shared, many_targets)
+        fit = _train(workshop, planned, run, data, images, origins, watcher, resume, shared, many_targets)
         return finish(recipe, run, data, networks, fit, origins) if group.leads else {}
 
 
@@ -244,6 +245,7 @@ def _train(
     planned: list[Stage],
     run: RunDirectory,
     data: Domains,
+    images: str,
     origins: dict[str, str],
     watcher: Watcher,
     resume: bool,
@@ -261,14 +263,12 @@ def _train(
         workshop.fabric.device,
         (workshop.group.rank, workshop.group.size),
     )
-    images = _images_digest(data.source, data.source_test, data.target, data.target_test)
     fingerprint = hashlib.sha256(f"{json.dumps(recipe.outcome())}{images}".encode()).hexdigest()
-    source_images = _images_digest(data.source, data.source_test)
-    cache = (
-        StageCache(shared, recipe, images, source_images, origins, many_targets and workshop.group.size == 1)
-        if shared
-        else None
-    )
+    cache = None
+    if shared:
+        source_images = _images_digest(data.source, data.source_test)
+        any_target = many_targets and workshop.group.size == 1
+        cache = StageCache(shared, recipe, images, source_images, origins, any_target)
     depth = recipe.train.prefetch
     feed = Prefetched(batches, PREFETCH[recipe.train.device] if depth is None else depth)
     trackers = Trackers(recipe.train.track if workshop.group.leads else ())
@@ -301,5 +301,5 @@ def _describe(data: Domains, recipe: Recipe, origins: dict[str, str]) -> None:
 def _images_digest(*parts: ImageSet | None) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part.digest if part is not None else b"")
+        digest.update(part.digest() if part is not None else b"")
     return digest.hexdigest()

@@ -140,7 +140,8 @@ class Fit:
             self.watcher.stage(stage.name, stage.epochs, per_epoch, done)
         self._resume_clock()
         for step in range(done, total):
-            self._train_mode(stage)
+            if step == done or step % per_epoch == 0:  # an evaluation has changed it
+                self._train_mode(stage)
             batch = self.batches.get(zlib.crc32(stage.name.encode()), step, total)
             with self._explained(stage, step):
                 terms = finite_step(method, batch, step / total)

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from typing import BinaryIO, cast
 
@@ -72,7 +71,6 @@ class ImageSet:
         names = self.names if isinstance(self.names, Texts) else Texts.of(self.names)
         return ImageSet(self.name, squares, labels, self.classes, names.take(indices), self.skipped)
 
-    @cached_property
     def digest(self) -> bytes:
         """Of names, labels and pixels; of names and labels alone where images are decoded as they are used."""
         digest = hashlib.sha256()
