@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,19 @@ from edgeda.errors import InputError, from_os_error
 from edgeda.fast_blocks import use_fast_network
 from edgeda.first_networks import first_networks
 from edgeda.memory import is_out_of_memory, keep_freed_memory
-from edgeda.methods import METHODS, Stage, Workshop, method_name, stages
-from edgeda.models import Architecture, Network, backbone_name
+from edgeda.methods import METHODS, Stage, Workshop, full_names, stages
+from edgeda.models import Architecture, Network
 from edgeda.precision import FABRIC, resolve_device, resolve_precision
 from edgeda.pretrained import NOT_HAD
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe, parse_set
-from edgeda.run_folder import claim, clear, locked, refuse_other, write
+from edgeda.run_folder import claim, clear, locked, refuse_other
 from edgeda.stage_cache import StageCache
 from edgeda.summary import finish
 from edgeda.tracking import Trackers
-from edgeda.train import Fit, Record
-from edgeda.watching import Deaf, Watcher
-from edgeda.whole_file import make_folder
+from edgeda.train import Fit
+from edgeda.watching import Deaf, Record, Watcher
+from edgeda.whole_file import make_folder, write_text
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,8 @@ def _run(
 ) -> Record:  # fmt: skip
     """One process's part of a run; the first one writes, and returns the summary."""
     data = group.leader_first(lambda: load_domains(recipe.data, SquareCache(recipe.data.cache_bytes)))
-    same_everywhere(group, _images_digest(data.source, data.source_test, data.target, data.target_test))
+    images = _images_digest(data.source, data.source_test, data.target, data.target_test)
+    same_everywhere(group, images)
     precision = group.decide(lambda: resolve(recipe).train.precision)
     recipe = resolve(recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})}))
     with group.together():
@@ -114,7 +116,7 @@ def _run(
         for stage in planned:  # what a stage cannot use is said before hours are spent on those before it
             if stage.check:
                 stage.check(workshop)
-            stage.build(workshop)
+            stage.build(replace(workshop, modules={}))  # its modules are made when its turn comes
     with contextlib.ExitStack() as lock:
         with group.together():
             if group.leads:
@@ -123,8 +125,8 @@ def _run(
                 lock.enter_context(locked(run.path))
                 if not resume:
                     clear(run.path, overwrite)
-                write(run.path / RECIPE, recipe.to_yaml())
-        fit = _train(workshop, planned, run, data, origins, watcher, resume, shared, many_targets)
+                write_text(run.path / RECIPE, recipe.to_yaml())
+        fit = _train(workshop, planned, run, data, images, origins, watcher, resume, shared, many_targets)
         return finish(recipe, run, data, networks, fit, origins) if group.leads else {}
 
 
@@ -200,18 +202,14 @@ def _recipe_to_resume(out: Path | None, recipe: str | None, overrides: dict[str,
     saved = load_recipe(str(out / RECIPE))
     asked = load_recipe(recipe or str(out / RECIPE), overrides)
     resolved = resolve(asked)
-    refuse_other(_differences(saved.outcome(), resolved.outcome()), f"the run in {out}", "leave it out to go on")
+    refuse_other(saved.differences(resolved), f"the run in {out}", "leave it out to go on")
     return saved.at_workplace(asked)
 
 
 def check(recipe: Recipe) -> Recipe:
     """The recipe with full backbone names; InputError or MachineError for what can be known to be wrong at once."""
     resolve_device(recipe.train.device)
-    networks = {
-        role: network.model_copy(update={"backbone": backbone_name(network.backbone)})
-        for role, network in (("teacher", recipe.teacher), ("student", recipe.student))
-    }
-    return recipe.model_copy(update={**networks, "method": method_name(recipe.method)})
+    return full_names(recipe)
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -247,6 +245,7 @@ def _train(
     planned: list[Stage],
     run: RunDirectory,
     data: Domains,
+    images: str,
     origins: dict[str, str],
     watcher: Watcher,
     resume: bool,
@@ -264,14 +263,12 @@ def _train(
         workshop.fabric.device,
         (workshop.group.rank, workshop.group.size),
     )
-    images = _images_digest(data.source, data.source_test, data.target, data.target_test)
     fingerprint = hashlib.sha256(f"{json.dumps(recipe.outcome())}{images}".encode()).hexdigest()
-    source_images = _images_digest(data.source, data.source_test)
-    cache = (
-        StageCache(shared, recipe, images, source_images, origins, many_targets and workshop.group.size == 1)
-        if shared
-        else None
-    )
+    cache = None
+    if shared:
+        source_images = _images_digest(data.source, data.source_test)
+        any_target = many_targets and workshop.group.size == 1
+        cache = StageCache(shared, recipe, images, source_images, origins, any_target)
     depth = recipe.train.prefetch
     feed = Prefetched(batches, PREFETCH[recipe.train.device] if depth is None else depth)
     trackers = Trackers(recipe.train.track if workshop.group.leads else ())
@@ -306,14 +303,3 @@ def _images_digest(*parts: ImageSet | None) -> str:
     for part in parts:
         digest.update(part.digest() if part is not None else b"")
     return digest.hexdigest()
-
-
-def _differences(saved: Record, asked: Record, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = []
-    for key, was in saved.items():
-        now = asked[key]
-        if isinstance(was, dict):
-            found += _differences(was, now, f"{prefix}{key}.")
-        elif was != now:
-            found.append((prefix + key, was, now))
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shlex
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ RUNS = Path("runs")
 RECIPE, SUMMARY, METRICS, CHECKPOINT = "recipe.yaml", "summary.json", "metrics.jsonl", "checkpoint"
 KIT_LISTING = "bundle.json"
 ROLES = ("student", "teacher", "source_only")
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256: what it holds, whatever its name."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,8 @@ from edgeda.recipe_file import changed, load_recipe
 from edgeda.report.benchmark import Cell, tabulate
 from edgeda.report.benchmark_text import comma_separated, markdown
 from edgeda.run_folder import refuse_other
-from edgeda.train import Record, Watcher
-from edgeda.watching import Deaf
-from edgeda.whole_file import check_writable
+from edgeda.watching import Deaf, Record, Watcher
+from edgeda.whole_file import check_writable, write_text
 
 log = logging.getLogger(__name__)
 
@@ -292,9 +291,7 @@ def _write_report(
     }
     try:
         for suffix, text in texts.items():
-            temporary = out / f"benchmark.{suffix}.{os.getpid()}.part"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(out / f"benchmark.{suffix}")
+            write_text(out / f"benchmark.{suffix}", text, shared=True)
     except OSError as error:
         raise from_os_error(error, f"writing the report in {out}") from error
     return result

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeda.artifacts import RECIPE
-from edgeda.methods import ALIASES, stages
-from edgeda.models import backbone_name
-from edgeda.recipe import WORKPLACE, Recipe
+from edgeda.methods import full_names, stages
+from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
 from edgeda.run_folder import LOCK, is_vacant
 
-NOT_COMPARED = {"name", "train.threads", *(f"{section}.{key}" for section, keys in WORKPLACE.items() for key in keys)}
+NOT_COMPARED = ("name", "train.threads")
 """Keys that do not say what a run's result is, up to rounding."""
 ORPHAN_S = 60.0
 """Seconds in which a worker whose node or driver has died ends, too."""
@@ -27,28 +26,13 @@ def differences(folder: Path, recipe: Recipe) -> list[tuple[str, Any, Any]]:
     saved = folder / RECIPE
     if not saved.is_file():
         return []
-    was, now = _flat(load_recipe(str(saved))), _flat(recipe)
     unused: str | tuple[str, ...] = () if any("teacher" in stage.trains for stage in stages(recipe)) else "teacher."
     return [
-        (key, was.get(key), value)
-        for key, value in now.items()
-        if value != was.get(key) and key not in NOT_COMPARED and not key.startswith(unused)
-        and not (value == "auto" and key in ("train.device", "train.precision"))
+        (key, was, now)
+        for key, was, now in full_names(load_recipe(str(saved))).differences(full_names(recipe))
+        if key not in NOT_COMPARED and not key.startswith(unused)
+        and not (now == "auto" and key in ("train.device", "train.precision"))
     ]  # fmt: skip
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    """Dotted keys and values, backbones and method by their full names."""
-
-    def flatten(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                yield from flatten(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, backbone_name(value) if key == "backbone" else value
-
-    flat = dict(flatten(recipe.model_dump(mode="json"), ""))
-    return {**flat, "method": ALIASES.get(recipe.method, recipe.method)}
 
 
 def sweep(folder: Path) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -88,6 +88,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}"
+
+
+def some(names: Sequence[str], most: int = 5, longest: int | None = 60) -> str:
+    """`'a', 'b' and 3 more`: the first `most` names, as far as `longest` characters."""
+    more = len(names) - most
+    return ", ".join(f"'{name[:longest]}'" for name in names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def from_os_error(error: OSError, doing: str) -> InputError:

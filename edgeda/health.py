@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from edgeda.errors import Diverged
+from edgeda.errors import Diverged, some
 
 if TYPE_CHECKING:
     from edgeda.data.batches import Batch
@@ -67,10 +67,5 @@ def explained(where: str, names: Callable[[], Sequence[Sequence[str]]], kept: Ca
     try:
         yield
     except Diverged as error:
-        source, target = (_some(part) for part in names())
+        source, target = (some(part, SHOWN, None) for part in names())
         raise Diverged(f"{error} in {where} (source {source}; target {target}); {kept()}; {HINT}") from error
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

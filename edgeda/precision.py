@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from edgeda.errors import MachineError
 from edgeda.fast_blocks import use_fast_network
 from edgeda.models import Architecture, build_network
 from edgeda.user_cache import cache_folder
+from edgeda.whole_file import write_text
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +102,7 @@ def _write_cache(values: dict[str, str]) -> None:
     path = _cache_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.part")
-        temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, json.dumps(values, indent=1), shared=True)
     except OSError as error:
         log.info("the precision chosen could not be remembered: %s", error)
 

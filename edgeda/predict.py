@@ -22,7 +22,7 @@ from edgeda.runtime import (
     Result,
     Source,
 )
-from edgeda.runtime.pipeline import cores
+from edgeda.runtime.cores import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def predict(
     for folder, option in ((save, "--save"), (collect, "--collect")):
         if folder is not None:
             check_folder(folder, option, overwrite)
-    classifier = Classifier(path, engine, threads or 1, concurrency=cores())
+    classifier = Classifier(path, engine, threads or 1, concurrency=usable_cores())
     reference = DriftReference.from_dict(classifier.manifest.drift) if drift or collect else None
     saver = Saver(save) if save else None
     collector = Collector(collect, collect_limit) if collect else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from edgeda.artifacts import sha256
 from edgeda.errors import InputError, user_path
 
 CONNECT_S = 3.0
@@ -92,8 +92,7 @@ def _load_backbone(backbone: nn.Module, path: Path) -> str:
 
 def short_digest(path: Path) -> str:
     """The first twelve digits of a file's SHA-256: which weights these are, whatever their name."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    return sha256(path)[:12]
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -27,6 +28,15 @@ NotNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
 Range = tuple[Number, Number]
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys of nested mappings, such as `train.epochs`, each with its value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 class NetworkRecipe(Strict):
@@ -135,7 +145,7 @@ class DataRecipe(Strict):
 class AdaptRecipe(Strict):
     """Unsupervised domain adaptation of a network (KD-UDA eqs. 1-2)."""
 
-    technique: Literal["alignment", "cckdn"] = "alignment"
+    technique: str = "alignment"
     """How a network adapts, on its own or as the teacher of kd-uda: by `alignment`, or by section `cckdn`."""
     alignment: tuple[str, ...] = ("mmd",)
     """Losses summed into the alignment term."""
@@ -153,7 +163,7 @@ class AdaptRecipe(Strict):
 class DistillRecipe(Strict):
     """Knowledge distillation (KD-UDA eqs. 3-7)."""
 
-    loss: Literal["kl", "mse", "ce", "dkd", "feature"] = "kl"
+    loss: str = "kl"
     """What the student minimizes: softened outputs (kl, mse, ce, dkd) or similarities of features (feature)."""
     domains: Annotated[tuple[Literal["source", "target"], ...], Field(min_length=1)] = ("source", "target")
     """Images that the student learns from its teacher on; cross-entropy belongs to the source."""
@@ -292,6 +302,11 @@ class Recipe(Strict):
     def outcome(self) -> dict[str, Any]:
         """Everything that decides what comes out of a run, as JSON values."""
         return self.model_dump(mode="json", exclude=WORKPLACE)
+
+    def differences(self, other: Recipe) -> list[tuple[str, Any, Any]]:
+        """Dotted keys of `outcome` that differ, with the value here and the other's."""
+        theirs = dict(dotted(other.outcome()))
+        return [(key, value, theirs[key]) for key, value in dotted(self.outcome()) if value != theirs[key]]
 
     def at_workplace(self, other: Recipe) -> Recipe:
         """This recipe, worked on as `other` says."""

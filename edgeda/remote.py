@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgeda.errors import EdgedaError, InputError, MachineError, from_os_error
+from edgeda.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -129,14 +130,11 @@ class Remote:
         done = self._call(self._here(f"cat -- {shlex.quote(name)}"), timeout_s, f"copying {name} from there")
         if done.returncode:
             raise MachineError(f"{self.address}: {name} could not be read there: {self._reason(done.stderr)}")
-        part = local.with_name(local.name + ".part")
         try:
-            part.write_bytes(done.stdout)
-            part.replace(local)
+            with whole_file(local) as part:
+                part.write_bytes(done.stdout)
         except OSError as error:
             raise from_os_error(error, f"writing {local.name}") from error
-        finally:
-            part.unlink(missing_ok=True)
 
     def run(self, argv: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
         """Run a command in the folder, and return how it ended and what it printed, whatever its exit code.

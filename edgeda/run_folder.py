@@ -14,7 +14,7 @@ from edgeda.errors import InputError, WrongKey
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
 from edgeda.tracking import FOLDERS
-from edgeda.whole_file import PART, check_writable, whole_file
+from edgeda.whole_file import PART, check_writable
 
 OURS = (RECIPE, SUMMARY, METRICS, "report.html", *(f"{role}.safetensors" for role in ROLES))
 LOCK = ".lock"
@@ -91,9 +91,3 @@ def clear(folder: Path, overwrite: bool) -> None:
     for name in OUR_FOLDERS:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a whole text file or none; OSError when the disk is full or the folder is not ours."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

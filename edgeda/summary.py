@@ -17,9 +17,10 @@ from edgeda.models import Network, NetworkCard, save_network
 from edgeda.profiling.complexity import torch_complexity
 from edgeda.profiling.machine import machine
 from edgeda.recipe import Recipe
-from edgeda.run_folder import write
 from edgeda.selection import judge
-from edgeda.train import Fit, Record
+from edgeda.train import Fit
+from edgeda.watching import Record
+from edgeda.whole_file import write_text
 
 
 def finish(
@@ -75,7 +76,7 @@ def finish(
         "verdict": verdict.to_dict(),
         "complexity": {role: _complexity(networks[role], recipe) for role in ROLES if role in networks},
     }
-    write(run.path / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_text(run.path / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     (run.path / CHECKPOINT / PREVIOUS).unlink(missing_ok=True)  # half of what a run needs on the disk
     return {"run": str(run.path), **summary}
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
 from edgeda.errors import require
+from edgeda.recipe import dotted
 
 Record = Mapping[str, Any]
 FOLDERS = {"tensorboard": "tensorboard", "mlflow": "mlruns"}
@@ -41,7 +42,7 @@ class Trackers:
 
     def begin(self, folder: Path, name: str, parameters: Mapping[str, Any]) -> None:
         """Start anew in the run's `folder`; `parameters` is the resolved recipe."""
-        flat = dict(_flat(parameters))
+        flat = {key: str(value) for key, value in dotted(parameters)}
         for tracker, module in self._modules.items():
             place = folder / FOLDERS[tracker]
             shutil.rmtree(place, ignore_errors=True)
@@ -117,11 +118,3 @@ def _import(name: str) -> ModuleType:
         warnings.simplefilter("ignore")  # deprecations inside TensorBoard and MLflow, of no use to our user
         require(name, "track", f"train.track: {name}")
         return require(_MODULES[name], "track", f"train.track: {name}")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, str(value)

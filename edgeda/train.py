@@ -22,15 +22,14 @@ from edgeda.errors import Diverged, InputError, Interrupted
 from edgeda.health import check_weights, explained, finite_step
 from edgeda.methods.base import Method, Stage, Workshop, plain_network
 from edgeda.models import Network
-from edgeda.run_folder import write
 from edgeda.scoring import score
 from edgeda.selection import is_better
 from edgeda.stage_cache import StageCache
 from edgeda.stage_sharing import StageSharing
 from edgeda.stopping import stopping
 from edgeda.tracking import Trackers
-from edgeda.watching import Record as Record
-from edgeda.watching import Watcher as Watcher
+from edgeda.watching import Record, Watcher
+from edgeda.whole_file import write_text
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +54,9 @@ class Fit:
         self.best: dict[str, Record] = {}
         """By role: the selected epoch's record, its weights as shipped, and its BatchNorm statistics as trained."""
         self.history: list[Record] = []
-        self.pairs, self.seconds = 0, 0.0
+        self._pairs, self._seconds = 0, 0.0
+        """Of the epoch so far."""
         self._sums: dict[str, float] = {}
-        self._since: tuple[float, int] = (0.0, 0)
         self._waited_before = 0.0
         self._saved = self._started = time.monotonic()
         self._begun, self._wall_before = time.monotonic(), 0.0
@@ -141,13 +140,14 @@ class Fit:
             self.watcher.stage(stage.name, stage.epochs, per_epoch, done)
         self._resume_clock()
         for step in range(done, total):
-            self._train_mode(stage)
+            if step == done or step % per_epoch == 0:  # an evaluation has changed it
+                self._train_mode(stage)
             batch = self.batches.get(zlib.crc32(stage.name.encode()), step, total)
             with self._explained(stage, step):
                 terms = finite_step(method, batch, step / total)
             stop = self._add(terms)
             self.position = (index, step + 1)
-            self.pairs += len(batch.source_labels)
+            self._pairs += len(batch.source_labels)
             self.watcher.step(len(batch.source_labels))
             if (step + 1) % per_epoch == 0:
                 self._stop_clock()
@@ -195,8 +195,7 @@ class Fit:
 
     def _train_mode(self, stage: Stage) -> None:
         for role, network in self.workshop.networks.items():
-            if self.network(role).training != (role in stage.trains):  # Fabric's wrapper has a mode of its own
-                network.train(role in stage.trains)
+            network.train(role in stage.trains)
             if stage.adapts and self.workshop.recipe.adapt.batchnorm == "frozen":
                 for layer in batchnorm_layers(network):
                     layer.eval()
@@ -213,7 +212,7 @@ class Fit:
     def _epoch(self, stage: Stage, epoch: int) -> None:
         """Evaluate the stage's networks, let them compete for selection and write the line of metrics."""
         steps = self.batches.steps_per_epoch
-        seconds, pairs = self.seconds - self._since[0], self.pairs - self._since[1]
+        seconds, pairs = self._seconds, self._pairs
         waited = self.batches.waited_s - self._waited_before
         self._waited_before = self.batches.waited_s
         record: Record = {
@@ -224,7 +223,7 @@ class Fit:
         }  # fmt: skip
         for role in stage.scores:
             record["networks"][role] = self.score(role, stage, epoch)
-        self._sums, self._since = {}, (self.seconds, self.pairs)
+        self._sums, self._seconds, self._pairs = {}, 0.0, 0
         self.history.append(record)
         self.write_metrics()
         self.watcher.epoch(record)
@@ -252,7 +251,7 @@ class Fit:
         """Write the lines of all epochs so far."""
         if not self.group.leads:
             return
-        write(self.folder / METRICS, "".join(json.dumps(record) + "\n" for record in self.history))
+        write_text(self.folder / METRICS, "".join(json.dumps(record) + "\n" for record in self.history))
         self.trackers.follow(self.history)
 
     def _resume_clock(self) -> None:
@@ -261,7 +260,7 @@ class Fit:
     def _stop_clock(self) -> None:
         """Count the time since the clock was started, and start it again."""
         now = time.monotonic()
-        self.seconds += now - self._started
+        self._seconds += now - self._started
         self._started = now
 
     def _save(self, method: Method) -> None:
@@ -281,11 +280,10 @@ class Fit:
             "best": self.best,
             "history": self.history,
             "progress": {
-                "pairs": self.pairs,
-                "seconds": self.seconds,
+                "pairs": self._pairs,
+                "seconds": self._seconds,
                 "wall": self.wall_s,
                 "sums": self._sums,
-                "since": list(self._since),
             },
             "rng": torch.get_rng_state(),
             "cuda_rng": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
@@ -306,8 +304,7 @@ class Fit:
         self.workshop.saved_modules.update(state["modules"])
         self.best, self.history = state["best"], state["history"]
         progress = state["progress"]
-        self.pairs, self.seconds, self._sums = progress["pairs"], progress["seconds"], progress["sums"]
+        self._pairs, self._seconds, self._sums = progress["pairs"], progress["seconds"], progress["sums"]
         self._wall_before = progress["wall"]
-        self._since = (progress["since"][0], progress["since"][1])
         self.position = self._saved_at = (int(state["position"][0]), int(state["position"][1]))
         return self.position[0]

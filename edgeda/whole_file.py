@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,12 +21,14 @@ PART = ".part"
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, shared: bool = False) -> Iterator[Path]:
     """A temporary path beside `path`: on success its content is put on the disk and takes the name, both or neither.
 
     On failure it is removed and what was at `path` stays. Raises the block's own OSError, such as a full disk.
+    `shared`: other processes may write `path` at the same time, on any machine; the last one to finish stays.
     """
-    temporary = path.with_name(path.name + PART)
+    own = f".{platform.node()}-{os.getpid()}" if shared else ""
+    temporary = path.with_name(path.name + own + PART)
     try:
         yield temporary
         sync(temporary)
@@ -34,6 +37,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def write_text(path: Path, text: str, shared: bool = False) -> None:
+    """A `whole_file` of text; OSError when the disk is full or the folder is not ours."""
+    with whole_file(path, shared) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def check_writable(folder: Path, option: str) -> None:

@@ -11,7 +11,7 @@ from edgeda.data.cache import SquareCache
 from edgeda.data.domains import Domain, Labels
 from edgeda.data.images import ImageSet, decode, spread
 from edgeda.data.opening import open_labelled, open_unlabelled
-from edgeda.errors import InputError
+from edgeda.errors import InputError, some
 from edgeda.recipe import DataRecipe
 from edgeda.runtime.preprocessing import Preprocessing
 
@@ -101,10 +101,10 @@ def match_classes(
     strangers = [name for name in found if name not in classes]
     missing = [name for name in classes if name not in found]
     if strangers:
-        lacking = f"; it lacks {_some(missing)}" if missing else ""
-        raise InputError(f"the classes of {spec} and {reference} differ: {spec} has {_some(strangers)}{lacking}")
+        lacking = f"; it lacks {some(missing)}" if missing else ""
+        raise InputError(f"the classes of {spec} and {reference} differ: {spec} has {some(strangers)}{lacking}")
     if missing:
-        log.warning("%s has no image of class %s: accuracy is over the other classes", spec, _some(missing))
+        log.warning("%s has no image of class %s: accuracy is over the other classes", spec, some(missing))
     index = np.asarray([classes.index(name) for name in found], np.int64)
     return index[labels]
 
@@ -133,8 +133,3 @@ def _hold_out(source: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
 
 def _judged(images: ImageSet) -> ImageSet:
     return images if images.decoded else images.take(spread(len(images), JUDGED_IMAGES))
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    shown = ", ".join(f"'{name[:60]}'" for name in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -10,7 +10,7 @@ from typing import Any
 from edgeda.data.benchmarks import find_benchmark, locate, missing, not_a_class, read_part
 from edgeda.data.catalogue import BENCHMARKS, Benchmark, Part
 from edgeda.data.domains import Domain, FileDomain
-from edgeda.errors import InputError
+from edgeda.errors import InputError, some
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def check_part(benchmark: Benchmark, part: Part, base: Path) -> PartCheck:
         problems.append(f"{name} has {total} images, {part.images} are published")
     empty = tuple(label for label in benchmark.classes if not counts[label])
     if empty:
-        problems.append(f"{name} has no image of class {_some(empty)}")
+        problems.append(f"{name} has no image of class {some(empty)}")
     return PartCheck(
         name, str(where[0]), total, part.images, expected - len(empty), expected, empty, tuple(problems)
     )  # fmt: skip
@@ -108,8 +108,3 @@ def listing(root: Path) -> list[dict[str, Any]]:
         }
         for one in BENCHMARKS.values()
     ]
-
-
-def _some(names: tuple[str, ...], most: int = 5) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

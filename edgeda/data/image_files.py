@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeda.data.domains import FileDomain
-from edgeda.data.texts import Paths
+from edgeda.data.texts import Paths, printable
 from edgeda.errors import InputError
 
 IMAGE_SUFFIXES = frozenset(
@@ -38,7 +38,7 @@ def class_folders(root: Path) -> FileDomain:
         found = list(_images_below(folder, ignored))
         if found:
             labels += [len(names)] * len(found)
-            names.append(_printable(folder.name))
+            names.append(printable(folder.name))
             paths += found
     loose = [
         child
@@ -110,7 +110,7 @@ def _images_below(folder: Path, ignored: list[str]) -> Iterator[str]:
     top = Path(os.path.realpath(folder))
 
     def unreadable(error: OSError) -> None:
-        ignored.append(f"{_printable(str(error.filename))} (cannot be opened: {error.strerror})")
+        ignored.append(f"{printable(str(error.filename))} (cannot be opened: {error.strerror})")
 
     for at, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
         real = os.path.realpath(at)
@@ -127,8 +127,4 @@ def _images_below(folder: Path, ignored: list[str]) -> Iterator[str]:
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 yield os.path.join(at, name)
             else:
-                ignored.append(f"{_printable(os.path.join(at, name))} (not an image by its name)")
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+                ignored.append(f"{printable(os.path.join(at, name))} (not an image by its name)")

@@ -27,12 +27,11 @@ from edgeda.data.squares import (
     Stored,
     UsedSquares,
     Writer,
-    printable,
     reason,
-    usable_cores,
 )
-from edgeda.data.texts import Texts
+from edgeda.data.texts import Texts, printable
 from edgeda.errors import InputError
+from edgeda.runtime.cores import usable_cores
 from edgeda.runtime.preprocessing import Pixels, Preprocessing, square_pixels
 
 log = logging.getLogger(__name__)

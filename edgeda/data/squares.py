@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeda.data.domains import Domain, Labels
+from edgeda.data.texts import printable
 from edgeda.errors import InputError, one_line
+from edgeda.runtime.cores import usable_cores
 from edgeda.runtime.preprocessing import Pixels, Preprocessing, square_pixels
 
 log = logging.getLogger(__name__)
@@ -260,19 +262,9 @@ class UsedSquares(Stored):
             log.warning("%s: another image takes its place: %s", self._domain.name, reason)
 
 
-def printable(text: str) -> str:
-    """Text whose undecodable bytes are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def stored_bytes(count: int, side: int) -> int:
     """Bytes of so many squares with their index, without what is said of skipped files."""
     return count * (side * side * 3 + 12) + _TRAILER.size
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def reason(error: OSError) -> str:

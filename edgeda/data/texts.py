@@ -86,6 +86,11 @@ class Paths(Sequence[Path]):
         return hash(self.texts)
 
 
+def printable(text: str) -> str:
+    """Text whose undecodable bytes are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _spelled(path: str | Path) -> str:
     """`str(Path(path))`, without making one for the usual path: a million of them take seconds."""
     if (

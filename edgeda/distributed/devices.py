@@ -19,6 +19,7 @@ from edgeda.distributed.group import Group
 from edgeda.distributed.world import meet_in, speaks_first, world
 from edgeda.errors import InputError, MachineError, WorkerLost, one_line
 from edgeda.profiling.machine import usable_threads
+from edgeda.runtime.cores import usable_cores
 
 PATIENCE = timedelta(days=1)
 """How long a process waits for another that is alive: one may decode a whole domain while the others wait."""
@@ -142,6 +143,4 @@ def same_everywhere(group: Group, digest: str) -> None:
 
 def threads_here() -> int:
     """Threads of this process: its share of the cores it may use, or OMP_NUM_THREADS where that is fewer."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(usable_threads(), max(1, cores // world().local_size))
+    return min(usable_threads(), max(1, usable_cores() // world().local_size))

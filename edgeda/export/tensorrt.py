@@ -5,7 +5,6 @@ All three ways run the same builder, `engine_builder`, on the same request.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgeda.artifacts import sha256
 from edgeda.errors import EdgedaError, InputError, MachineError, from_os_error
 from edgeda.export.consumers import CONSUMERS
 from edgeda.export.engine_builder import REQUEST_NAME, BuildError, build, gpu
@@ -152,7 +152,7 @@ def _request(source: EngineSource, engine: str, options: EngineOptions, package:
     )
     return {
         "onnx": source.path.name,
-        "onnx_sha256": hashlib.sha256(source.path.read_bytes()).hexdigest(),
+        "onnx_sha256": sha256(source.path),
         "engine": engine,
         "package": package,
         "precision": source.precision,

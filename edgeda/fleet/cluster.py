@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeda import __version__
 from edgeda.errors import MachineError, one_line, require
+from edgeda.runtime.cores import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def _connect(workers: int | None, address: str | None) -> Any:
     ray = require("ray", "ray", "running many at once")
     options: Record = {"log_to_driver": False, "logging_level": "critical", "address": address or "local"}
     if address is None:  # `local` is said: without an address Ray takes any cluster that runs on this machine
-        cpus = workers or len(os.sched_getaffinity(0))
+        cpus = workers or usable_cores()
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
         ray.init(**options)

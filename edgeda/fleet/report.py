@@ -14,7 +14,7 @@ from edgeda.report.page import page as document
 from edgeda.report.page import paragraph, section, table
 from edgeda.report.svg import escape
 from edgeda.report.tables import Column, text_table
-from edgeda.run_folder import write
+from edgeda.whole_file import write_text
 
 Record = dict[str, Any]
 
@@ -109,8 +109,8 @@ def failed_line(result: Record) -> str:
 def write_report(out: Path, result: Record) -> Record:
     """Write fleet.json and fleet.html in `out`; returns the result."""
     try:
-        write(out / "fleet.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-        write(out / "fleet.html", page(result))
+        write_text(out / "fleet.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_text(out / "fleet.html", page(result))
     except OSError as error:
         raise from_os_error(error, f"writing the report in {out}") from error
     return result

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 from edgeda.benchmark_recipe import folder_name
 from edgeda.errors import InputError, from_os_error, one_line, require, user_path
+from edgeda.whole_file import write_text
 
 Record = dict[str, Any]
 
@@ -48,13 +47,7 @@ class Storage:
                 return
             path = self._folder / f"{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.part")
-            try:
-                part.write_text(text, encoding="utf-8")
-                part.replace(path)
-            except OSError:
-                part.unlink(missing_ok=True)
-                raise
+            write_text(path, text, shared=True)
         except OSError as error:
             raise from_os_error(error, f"keeping the state in {self.place}") from error
 

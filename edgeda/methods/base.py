@@ -49,12 +49,13 @@ class Workshop:
     def module(self, name: str, build: Callable[[], nn.Module], sees_part: bool = False) -> nn.Module:
         """The module of that name: the one an earlier stage built, or a new one with random numbers of its own.
 
+        A new one is in train mode, even where `build` copies a network as it is at that moment.
         `sees_part`: it is given images or features of this process alone, so its BatchNorm has to be synchronized.
         """
         if name not in self.modules:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.recipe.train.seed + zlib.crc32(name.encode()))
-                module = build().to(self.fabric.device)
+                module = build().to(self.fabric.device).train()
             if name in self.saved_modules:
                 module.load_state_dict(self.saved_modules.pop(name))
             if sees_part and self.group.size > 1:

@@ -11,7 +11,7 @@ Where the paper is silent or contradicts itself, docs/methods.md says what is bu
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -120,8 +120,6 @@ class CckdnAdapter(Adapter):
 
     On several devices all but the cross-entropy are means over a process's own images: their mean is the whole batch's.
     """
-
-    aligns: ClassVar[bool] = False
 
     def __init__(self, workshop: Workshop, role: str) -> None:
         super().__init__(workshop, role)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,7 +16,8 @@ from edgeda.losses.distillation import (
     distillation_mse,
     similarity_distillation,
 )
-from edgeda.methods.base import Terms, Workshop
+from edgeda.methods.base import Method, Terms, Workshop, detached
+from edgeda.methods.learner import descend
 from edgeda.outputs import Output
 from edgeda.recipe import DistillRecipe
 
@@ -53,6 +55,24 @@ def feature(student: Output, teacher: Output, labels: Tensor | None, recipe: Dis
 
 
 DISTILLATIONS: dict[str, Distillation] = {"kl": kl, "mse": mse, "ce": ce, "dkd": dkd, "feature": feature}
+
+
+class Distill(Method):
+    """The student learns from a teacher that no longer changes, on `domains`; None: those of the recipe."""
+
+    def __init__(self, workshop: Workshop, domains: tuple[str, ...] | None = None) -> None:
+        super().__init__(workshop)
+        self.domains = domains or workshop.recipe.distill.domains
+        self.learners = {"student": workshop.learner("student")}
+
+    def step(self, batch: Batch, progress: float) -> Terms:
+        """L_TKD + L_SKD (eqs. 3-4), or one of them; the teacher is in eval mode."""
+        with torch.no_grad():
+            source = self.workshop.output("teacher", batch.source_images) if "source" in self.domains else None
+            target = self.workshop.output("teacher", batch.target_images) if "target" in self.domains else None
+        loss, terms = distill(self.workshop, batch, source, target)
+        descend(loss, progress, self.learners["student"], terms=terms)
+        return detached(terms)
 
 
 def distill(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeda.profiling.jetson import jetson_line, jetson_model, jetson_state, read_number, read_text
+from edgeda.runtime.cores import usable_cores
 
 ROOT = Path("/")
 
@@ -64,9 +65,7 @@ def machine_line(described: dict[str, Any] | None = None) -> str:
 
 def usable_threads() -> int:
     """Logical CPUs this process may run on, or OMP_NUM_THREADS where that is set to fewer."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    count = len(affinity(0)) if affinity else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
+    count, asked = usable_cores(), os.environ.get("OMP_NUM_THREADS", "")
     return min(count, int(asked)) if asked.isdecimal() and int(asked) else count
 
 

@@ -19,7 +19,7 @@ from edgeda.report.tables import Column, Row, format_value, text_table
 
 if TYPE_CHECKING:
     from edgeda.report.pruned import Cut, Pruner
-    from edgeda.train import Watcher
+    from edgeda.watching import Watcher
 
 __all__ = ["accuracy", "compare_runs", "compare_text", "conclusion"]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgeda.artifacts import ROLES, RunDirectory
+from edgeda.artifacts import ROLES, RunDirectory, sha256
 from edgeda.errors import EdgedaError, InputError
 from edgeda.profiling import exported_subjects
 from edgeda.profiling.subjects import Subject, measure, weights_subject
@@ -56,7 +55,7 @@ def add_run(measured: Measured, run: RunDirectory, name: str, seen: set[str]) ->
         if role == "student" and summary.get("method") == "source-only":
             continue  # its student is its source-only student
         if weights.is_file() and name:
-            digest = f"{role}{_sha256(weights)}"
+            digest = f"{role}{sha256(weights)}"
             if digest in seen:
                 continue
             seen.add(digest)
@@ -151,7 +150,7 @@ def manifest_beside(path: Path) -> dict[str, Any]:
             continue
         digest = found.get("sha256")
         alone = len([*path.parent.glob("*.onnx"), *path.parent.glob("*.xml")]) == 1
-        if alone or place.name != "manifest.json" or digest == _sha256(path):
+        if alone or place.name != "manifest.json" or digest == sha256(path):
             return found
     return {}
 
@@ -170,7 +169,3 @@ def short_names(runs: Sequence[RunDirectory]) -> Iterator[str]:
         if len(set(names)) == len(set(paths)):
             break
     yield from names
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

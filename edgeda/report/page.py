@@ -8,7 +8,7 @@ from pathlib import Path
 from edgeda.errors import from_os_error
 from edgeda.report.svg import escape, marker
 from edgeda.report.tables import Column, Row, format_value
-from edgeda.whole_file import whole_file
+from edgeda.whole_file import write_text
 
 GENERATOR = '<meta name="generator" content="edgeda">'
 """In every page of ours, near its top: what has none is the user's."""
@@ -32,8 +32,7 @@ def page(title: str, body: Sequence[str]) -> str:
 def write_page(path: Path, document: str) -> None:
     """Write a whole file or none; InputError when the disk is full or the folder is not ours."""
     try:
-        with whole_file(path) as temporary:
-            temporary.write_text(document, encoding="utf-8")
+        write_text(path, document)
     except OSError as error:
         raise from_os_error(error, f"writing {path.name}") from error
 

@@ -19,7 +19,7 @@ from edgeda.errors import InputError
 from edgeda.models import Network, NetworkCard, load_network, save_network
 from edgeda.profiling.complexity import torch_complexity
 from edgeda.pruning import largest_cut, prunable, prune_to
-from edgeda.train import Watcher
+from edgeda.watching import Watcher
 
 log = logging.getLogger(__name__)
 

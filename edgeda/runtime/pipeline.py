@@ -8,7 +8,6 @@ core waits for another, which is why this reaches what the cores allow. Memory i
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 
 from edgeda.errors import EdgedaError, InputError
 from edgeda.runtime.classifier import Classifier, Prediction
+from edgeda.runtime.cores import usable_cores
 from edgeda.runtime.pictures import decoded
 from edgeda.runtime.preprocessing import Pixels
 from edgeda.runtime.queues import Feed, Finished, InOrder
@@ -79,7 +79,7 @@ class Pipeline:
         self._batch_size = batch_size or (1 if alone else FILE_BATCH)
         self._keep_pictures = keep_pictures
         self._stopped = False
-        count = workers or cores()
+        count = workers or usable_cores()
         self._feed: Feed[Frame] = Feed(len(self.sources), capacity=max(2, self._batch_size * 2))
         self._results: InOrder[list[Result]] = InOrder(count, most_ahead=4 * count)
         self._threads = [Thread(target=self._read, args=(at,), daemon=True) for at in range(len(self.sources))]
@@ -161,11 +161,3 @@ class Pipeline:
             Result(frame, None if error else next(predictions), error, square, picture, 0.0)
             for frame, error, square, picture in read
         ]
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this system
-        return os.cpu_count() or 1

@@ -114,9 +114,9 @@ def test_divergence_names_term_network_batch_and_what_is_kept(tmp_path: Path, mo
         adapt(recipe(*images), tmp_path / "run", Watcher())
     said = str(caught.value)
     assert caught.value.exit_code == 2
-    assert "the loss is not finite (mmd is inf): that of teacher in stage joint, epoch 1, batch 2 (source " in said
+    assert "the loss is not finite (mmd is inf): that of teacher in stage joint, epoch 1, batch 2 (source '" in said
     assert "0000/" in said
-    assert f"; target {images[1]}/0000/" in said
+    assert f"; target '{images[1]}/0000/" in said
     assert f"the state of stage joint after 1 batches is kept in {tmp_path / 'run' / 'checkpoint'}" in said
     assert "\n" not in said
     state = load_checkpoint(tmp_path / "run" / "checkpoint")

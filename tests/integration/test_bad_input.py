@@ -242,6 +242,7 @@ def test_export_of_the_network_the_verdict_asks_for(command: Edgeda, run_directo
         (["--method", "cckdn", "--set", "student.backbone=vit_tiny_patch16_224", "--set", "data.input_size=224"],
          ["cckdn needs features at strides 4, 8 and 32", "vit_tiny_patch16_224"]),
         (["--set", "adapt.technique=cckdn", "--set", "distill.end_to_end=true"], ["distill.end_to_end false"]),
+        (["--set", "adapt.technique=cckd"], ["unknown adapt.technique 'cckd'; did you mean 'cckdn'?"]),
         (["--method", "kd-then-uda", "--set", "distill.domains=[target]"], ["distils on the source"]),
     ],
 )  # fmt: skip

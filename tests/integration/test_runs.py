@@ -14,7 +14,7 @@ from edgeda.adapt import adapt, adapt_recipe, resolve
 from edgeda.errors import InputError
 from edgeda.models import Architecture
 from edgeda.recipe import Recipe
-from edgeda.train import Record
+from edgeda.watching import Record
 from tests.conftest import TINY, Folders
 
 
@@ -198,16 +198,16 @@ def test_the_fixed_teacher_keeps_the_statistics_it_was_trained_with(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """It teaches on source images, too: BatchNorm statistics of the target alone are for shipping."""
-    from edgeda.methods.orders import Distil
+    from edgeda.methods.distillation import Distill
 
     seen: list[dict[str, torch.Tensor]] = []
-    step = Distil.step
+    step = Distill.step
 
-    def spy(method: Distil, *arguments: object) -> object:
+    def spy(method: Distill, *arguments: object) -> object:
         seen.append({n: b.clone() for n, b in method.workshop.networks["teacher"].module.named_buffers()})
         return step(method, *arguments)
 
-    monkeypatch.setattr(Distil, "step", spy)
+    monkeypatch.setattr(Distill, "step", spy)
     chosen = {"method": "uda-then-kd", "adapt.target_statistics": True, "select.rule": "last"}
     adapt(recipe(folders, **chosen), tmp_path / "r", Watcher())
     shipped = load_file(tmp_path / "r" / "teacher.safetensors")

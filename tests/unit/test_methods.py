@@ -15,7 +15,7 @@ from edgeda.losses.distillation import distillation_kl
 from edgeda.losses.mmd import mmd
 from edgeda.methods import METHODS, method_name, stages, summary
 from edgeda.methods.adda import Adda
-from edgeda.methods.orders import Distil
+from edgeda.methods.distillation import Distill
 from edgeda.methods.uda import Uda
 from tests.workshop import batch, changed, descend, recipe, weights, workshop
 
@@ -60,7 +60,7 @@ def test_the_student_learns_from_a_fixed_teacher(domains):
     descend(student, loss)
 
     before = {name: value.clone() for name, value in shop.networks["teacher"].module.state_dict().items()}
-    Distil(shop, domains).step(data, 0.5)
+    Distill(shop, domains).step(data, 0.5)
     for name, value in student.named_parameters():
         assert torch.allclose(weights(shop, "student")[name], value, atol=1e-6), name
     assert all(torch.equal(value, before[name]) for name, value in shop.networks["teacher"].state_dict().items())
@@ -178,6 +178,6 @@ def test_source_distillation_never_looks_at_the_target():
     students = []
     for seed in (1, 2):
         shop = workshop(recipe(distill={"domains": ["source"]}))
-        Distil(shop, ("source",)).step(only_source(batch(), seed), 0.5)
+        Distill(shop, ("source",)).step(only_source(batch(), seed), 0.5)
         students.append(weights(shop, "student"))
     assert not changed(*students)
