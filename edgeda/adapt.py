@@ -292,6 +292,10 @@ def _describe(data: Domains, recipe: Recipe, origins: dict[str, str]) -> None:
              len(data.classes), names)  # fmt: skip
     tested = f"; {len(data.target_test)} labelled images for reporting" if data.target_test else ""
     log.info("target %s: %d images%s", recipe.data.target, len(data.target), tested)
+    count = recipe.train.batch_size
+    for domain, images in (("source", data.source), ("target", data.target)):
+        if len(images) < count:
+            log.warning("a batch of %d is more than the %d %s images: it has some twice", count, len(images), domain)
     named = {"teacher": recipe.teacher.backbone, "student": recipe.student.backbone}
     for origin in dict.fromkeys(origins[role] for role in named if role in origins):
         those = " and ".join(f"{role} {name}" for role, name in named.items() if origins.get(role) == origin)

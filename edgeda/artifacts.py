@@ -55,9 +55,9 @@ class RunDirectory:
         """The parsed summary.json; InputError when the run is not finished, or its values are of the wrong kind."""
         path = self.path / SUMMARY
         if not path.is_file():
-            hint = (
-                f"; finish it with: edgeda adapt --out {self.path} --resume" if (self.path / RECIPE).is_file() else ""
-            )
+            hint = ""
+            if (self.path / RECIPE).is_file():
+                hint = f"; wait for it, or go on with: edgeda adapt --out {self.path} --resume"
             raise InputError(f"the run {self.path} has no {SUMMARY}: it has not finished{hint}")
         try:
             parsed: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))

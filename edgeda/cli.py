@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import signal
 import sys
@@ -40,6 +41,8 @@ app = typer.Typer(
 )
 
 
+AGAIN_S = 0.1
+"""How long after it was lost a signal comes again."""
 MOST_OF_A_LINE = 4000
 """Characters of an error: a name that somebody made a megabyte long does not fill the terminal."""
 INTERRUPTED = 130
@@ -98,13 +101,24 @@ def _terminated_like_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = False
+    heard = 0
+    timers: list[threading.Timer] = []
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         nonlocal heard
-        heard = True
+        heard = number
         raise KeyboardInterrupt
 
+    def fell_into_a_hole(lost: sys.UnraisableHookArgs) -> None:
+        """Nothing that is raised leaves a destructor or a callback from C: there the signal comes again, later."""
+        if not heard or not issubclass(lost.exc_type, KeyboardInterrupt):
+            hook(lost)
+            return
+        timers.append(threading.Timer(AGAIN_S, _thread.interrupt_main, [heard]))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    hook, sys.unraisablehook = sys.unraisablehook, fell_into_a_hole
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
@@ -116,8 +130,11 @@ def _terminated_like_interrupted() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
+        for timer in timers:
+            timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

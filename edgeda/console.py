@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 Record = dict[str, Any]
+ESTIMATE_S = 20.0
+"""How long an epoch may last before the time left is guessed from its first steps."""
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -46,12 +49,13 @@ class TrainingDisplay:
         self._live = stderr.is_terminal
         self._bar: Progress | None = None
         self._task = TaskID(0)
+        self._told, self._steps, self._left, self._first = True, 0, 0, 0.0
 
     def stage(self, name: str, epochs: int, steps_per_epoch: int, done: int) -> None:
         """Announce a stage."""
         self.close()
-        plural = "" if epochs == 1 else "s"
-        stderr.print(f"{name}: {epochs} epoch{plural} of {steps_per_epoch} batches", markup=False)
+        stderr.print(f"{name}: {_counted(epochs, 'epoch')} of {_counted(steps_per_epoch, 'batch', 'es')}", markup=False)
+        self._told, self._steps, self._left = self._live, 0, epochs * steps_per_epoch - done
         if self._live:
             self._bar = Progress(
                 TextColumn("  {task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
@@ -65,6 +69,19 @@ class TrainingDisplay:
         if self._bar is not None:
             speed = self._bar.tasks[0].speed
             self._bar.update(self._task, advance=1, rate=f"{speed * pairs:.1f} pairs/s" if speed else "")
+        if not self._told:
+            self._estimate(pairs)
+
+    def _estimate(self, pairs: int) -> None:
+        """Before the first long epoch ends: how long all will take, from the steps after the first."""
+        now, self._left = time.monotonic(), self._left - 1
+        if not self._steps:
+            self._first = now
+        elif now - self._first >= ESTIMATE_S:
+            seconds, self._told = (now - self._first) / self._steps, True
+            left = _clock(seconds * self._left)
+            stderr.print(f"  {pairs / seconds:.2g} pairs/s so far, about {left} left in this stage", markup=False)
+        self._steps += 1
 
     def epoch(self, record: Record) -> None:
         """One line: losses, label-free score, accuracies, speed and time left in the stage."""
@@ -77,6 +94,7 @@ class TrainingDisplay:
         if not record["epochs"]:
             stderr.print(" | ".join(parts), markup=False)
             return
+        self._told = True
         parts.append(" ".join(f"{name} {value:.3f}" for name, value in record["losses"].items()))
         left = record["seconds"] * (record["epochs"] - record["epoch"])
         parts.append(f"{record['pairs_per_s']:.1f} pairs/s" + (f", {_clock(left)} left" if left else ""))
@@ -87,6 +105,10 @@ class TrainingDisplay:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _counted(count: int, what: str, plural: str = "s") -> str:
+    return f"{count} {what}" + ("" if count == 1 else plural)
 
 
 def _clock(seconds: float) -> str:

@@ -13,6 +13,7 @@ import torch
 from edgeda.errors import MachineError
 from edgeda.fast_blocks import use_fast_network
 from edgeda.models import Architecture, build_network
+from edgeda.profiling.machine import cpu_flags
 from edgeda.user_cache import cache_folder
 from edgeda.whole_file import write_text
 
@@ -24,6 +25,8 @@ WORTH_IT = 1.2
 PROBE_BATCH, PROBE_SIZE, PROBE_TURNS = 16, 64, 3
 """Images of a probing step up to `PROBE_SIZE` px, fewer above; and how often both precisions are timed."""
 HOPELESS = 3.0
+HALF = frozenset(("avx512f", "avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"))
+"""Instruction sets that bf16 can be fast with; with none of them it is five times as slow as fp32, and not tried."""
 
 
 def resolve_device(device: str) -> str:
@@ -36,7 +39,7 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_precision(precision: str, device: str, architecture: Architecture, size: int) -> str:
-    """`fp32`, `bf16` or `fp16`; `auto` times a training step of the largest network in fp32 and bf16.
+    """`fp32`, `bf16` or `fp16`; `auto` times a training step of the largest network in fp32 and bf16, if need be.
 
     The outcome is kept in the user's cache folder, so that two runs on one machine agree.
     """
@@ -48,7 +51,11 @@ def resolve_precision(precision: str, device: str, architecture: Architecture, s
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     key = f"{platform.machine()}|{_cpu()}|torch {torch.__version__}|{architecture.backbone}|{size}|2"
     remembered = _read_cache()
+    flags = cpu_flags()
+    if flags and not flags & HALF:
+        return "fp32"
     if key not in remembered:
+        log.info("precision: timing a step in fp32 and in bf16, once on this machine")
         fp32, bf16 = _step_seconds(architecture, size)
         remembered[key] = "bf16" if fp32 > WORTH_IT * bf16 else "fp32"
         log.info("precision: a step takes %.2f s in fp32, %.2f s in bf16: using %s", fp32, bf16, remembered[key])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 
 import pytest
 
@@ -30,6 +32,31 @@ def test_a_signal_that_a_library_makes_an_error_of_is_still_a_signal(
     ran = command("doctor")
     assert (ran.code, ran.error.startswith("error: interrupted")) == (2, True), ran.err
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_falls_into_a_destructor_comes_again(
+    command: Edgeda, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    """Nothing that is raised leaves one: numba's objects have them, and training went on."""
+
+    class Hole:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(0)  # it is heard here
+
+    def interrupted(*arguments: object, **options: object) -> int:
+        Hole()
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            time.sleep(0.01)
+        return 0
+
+    hook = sys.unraisablehook
+    monkeypatch.setattr(cli, "app", interrupted)
+    ran = command("doctor")
+    assert (ran.code, ran.error.startswith("error: interrupted")) == (2, True), ran.err
+    assert sys.unraisablehook is hook
 
 
 def test_an_ignored_signal_stays_ignored(command: Edgeda, monkeypatch: pytest.MonkeyPatch):
