@@ -59,7 +59,7 @@ def recipe(source: Path, target: Path, **values: object) -> Recipe:
         ([60, 1], [20], None, 16),  # extreme imbalance
         ([9, 8], [1], None, 8),  # a target of one image, whose statistics cannot be estimated
         ([9, 8], [9], None, 8),  # seventeen images in eights: a last batch of one, were batches not filled up
-        ([1] * 300, [10], None, 60),  # more classes than a byte counts
+        ([1] * 1000, [10], None, 200),  # a thousand classes
     ],
 )
 def test_what_can_be_trained_on_is(
