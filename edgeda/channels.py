@@ -40,13 +40,31 @@ class Coupling:
 
 
 def meta_copy(network: nn.Module) -> nn.Module:
-    """A copy in eval mode that knows its shapes and computes nothing."""
-    return copy.deepcopy(network).eval().to("meta")
+    """A copy in eval mode that knows its shapes and computes nothing; no weight is copied for it.
+
+    BatchNorm passes on what it gets, which has the shape it makes: torch would find that in Python, by operators.
+    """
+    shapes: dict[int, Any] = {id(value): value.to("meta") for value in network.buffers()}
+    for weight in network.parameters():
+        shapes[id(weight)] = nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
+    copied = copy.deepcopy(network, shapes).eval().to("meta")
+    for module in copied.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.forward = torch.clone  # type: ignore[method-assign]
+    return copied
 
 
 def output_pixels(network: nn.Module, input_size: int) -> dict[str, int]:
     """By name, height times width of what each convolution makes of an image of `input_size` pixels a side."""
     copied = meta_copy(network).float()
+    pixels = _watched(copied)
+    with torch.no_grad():
+        copied(torch.zeros(1, 3, input_size, input_size, device="meta"))
+    return pixels
+
+
+def _watched(copied: nn.Module) -> dict[str, int]:
+    """By name, height times width of what each convolution makes: filled in by the forwards to come."""
     pixels: dict[str, int] = {}
 
     def watch(name: str, conv: nn.Module) -> None:
@@ -58,8 +76,6 @@ def output_pixels(network: nn.Module, input_size: int) -> dict[str, int]:
     for name, module in copied.named_modules():
         if isinstance(module, nn.Conv2d):
             watch(name, module)
-    with torch.no_grad():
-        copied(torch.zeros(1, 3, input_size, input_size, device="meta"))
     return pixels
 
 
@@ -74,8 +90,8 @@ def couplings(network: nn.Module, name: str = "the network") -> dict[str, Coupli
     pruning = require("torch_pruning", "train", "pruning a network")
     copied = meta_copy(network).float()
     images = torch.zeros(2, 3, TRACED_SIZE, TRACED_SIZE, device="meta")  # two: torch may squeeze a batch of one
+    pixels = _watched(copied)
     try:
-        pixels = output_pixels(copied, TRACED_SIZE)
         with torch.enable_grad():
             graph = pruning.DependencyGraph().build_dependency(
                 copied.requires_grad_(True), images, output_transform=_tensor, verbose=False

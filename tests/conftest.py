@@ -8,16 +8,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
+if TYPE_CHECKING:
+    from tests.faults.driver import Driver
+
 TINY = ["--set", "data.input_size=32", "--set", "data.resize=squash", "--set", "data.crop_pct=1.0",
-        "--set", "teacher.backbone=resnet10t", "--set", "student.backbone=resnet10t",
+        "--set", "teacher.backbone=test_resnet", "--set", "student.backbone=test_resnet",
         "--set", "teacher.pretrained=none", "--set", "student.pretrained=none",
         "--set", "train.warmup_epochs=1", "--precision", "fp32", "--batch-size", "8"]  # fmt: skip
 
@@ -58,8 +62,29 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def edgeda(environment: dict[str, str]) -> Edgeda:
-    """Run `edgeda ARGUMENTS` in a process of its own."""
+def driver(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """A process that has everything imported and forks one for each command."""
+    from tests.faults.driver import Driver
+
+    made = Driver(tmp_path_factory.mktemp("driver"), environment)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def edgeda(driver: Driver) -> Edgeda:
+    """Run `edgeda ARGUMENTS` in a process of its own, forked from the driver's."""
+
+    def run(*arguments: object, cwd: Path | None = None) -> Ran:
+        ended = driver.run(*arguments, cwd=cwd or Path.cwd(), timeout=900)
+        return Ran(ended.code, ended.out, ended.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fresh(environment: dict[str, str]) -> Edgeda:
+    """Run `edgeda ARGUMENTS` in a new process of Python, which imports everything again and hashes otherwise."""
 
     def run(*arguments: object, cwd: Path | None = None, timeout: float = 900) -> Ran:
         command = [sys.executable, "-m", "edgeda", *map(str, arguments)]

@@ -15,7 +15,7 @@ CLASSES = 3
 
 
 def recipe(**changes) -> Recipe:
-    network = {"backbone": "resnet10t", "pretrained": "none", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0,
+    network = {"backbone": "test_resnet", "pretrained": "none", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0,
                "lr_schedule": "constant", "head_lr_multiplier": 1.0}  # fmt: skip
     values = {
         "teacher": network, "student": network, "data": {"source": "s", "target": "t"},
@@ -31,7 +31,7 @@ def batch(seed: int = 0, count: int = 4) -> Batch:
     return Batch(images[:count], torch.arange(count) % CLASSES, images[count:] + 0.5)
 
 
-def workshop(of: Recipe, roles: tuple[str, ...] = ("teacher", "student"), backbone: str = "resnet10t") -> Workshop:
+def workshop(of: Recipe, roles: tuple[str, ...] = ("teacher", "student"), backbone: str = "test_resnet") -> Workshop:
     torch.manual_seed(0)
     fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
     networks = {role: build_network(Architecture(backbone, CLASSES))[0].train() for role in roles}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,18 +44,11 @@ class Site:
 
 
 @pytest.fixture(scope="session")
-def site(folders: Folders, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(folders: Folders, driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Site:
     """Everything that faults are tried on."""
-    work = tmp_path_factory.mktemp("faults")
-    driver = Driver(work, environment)
-    whole = work / "whole" / "run"
-    whole.parent.mkdir()
-    try:
-        arguments = [*adapt_arguments(folders.source, folders.target, whole), *SHORT]
-        adapted = driver.run(*arguments, below=whole)
-        assert adapted.code == 0, adapted.err
-        exported = driver.run("export", whole, "--threads", 1, below=whole)
-        assert exported.code == 0, exported.err
-        yield Site(driver, folders, whole, adapted, exported)
-    finally:
-        driver.close()
+    whole = tmp_path_factory.mktemp("faults") / "run"
+    adapted = driver.run(*adapt_arguments(folders.source, folders.target, whole), *SHORT, below=whole)
+    assert adapted.code == 0, adapted.err
+    exported = driver.run("export", whole, "--threads", 1, below=whole)
+    assert exported.code == 0, exported.err
+    return Site(driver, folders, whole, adapted, exported)

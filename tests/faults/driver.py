@@ -78,9 +78,9 @@ class Driver:
     def run(
         self, *arguments: object, below: Path | None = None, at: int | None = None, strike: str = "kill",
         after: float | None = None, clock: bool = False, breaks: tuple[str, int, str] | None = None,
-        timeout: float = 120.0,
+        timeout: float = 120.0, cwd: Path | None = None,
     ) -> Ended:  # fmt: skip
-        """Run `edgeda ARGUMENTS`.
+        """Run `edgeda ARGUMENTS` in `cwd`, by default the folder of the driver.
 
         The fault strikes at the `at`-th change below a folder, or `after` seconds: `kill`, `term`, `int`, or an error's
         name such as `ENOSPC`, which then stays (to what adds to the disk). `clock` makes the time of day jump.
@@ -95,6 +95,7 @@ class Driver:
         assert self._process.stdout is not None
         job = {
             "arguments": [str(argument) for argument in arguments], "work": str(self.work),
+            "cwd": str(cwd or self.work),
             "below": str(below or "/nowhere"), "at": at, "strike": strike, "after": after,
             "clock": clock, "breaks": breaks, "timeout": timeout,
         }  # fmt: skip
@@ -196,7 +197,7 @@ def _child(job: dict[str, Any], shared: mmap.mmap) -> None:
             file = os.open(Path(job["work"]) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, number)
             os.close(file)
-        os.chdir(job["work"])
+        os.chdir(job["cwd"])
         sys.argv = ["edgeda", *job["arguments"]]
         if job["clock"]:
             _jumping_clock()

@@ -253,6 +253,6 @@ def test_what_a_method_cannot_use_is_said_before_training(
 
 
 def test_a_teacher_that_nobody_trains_is_said(command: Edgeda, folders: Folders, tmp_path: Path):
-    ran = adapt(command, folders, "--method", "uda", "--teacher", "resnet10t")
+    ran = adapt(command, folders, "--method", "uda", "--teacher", "test_resnet")
     assert ran.code == 0
-    assert "method uda trains no teacher: resnet10t is not used" in ran.err
+    assert "method uda trains no teacher: test_resnet is not used" in ran.err

@@ -63,7 +63,7 @@ def test_a_run_killed_at_random_steps_ends_with_the_same_student(
     alignment: str,
     precision: str,
 ):
-    network = {"backbone": "resnet10t", "pretrained": "none", "bottleneck": 16}
+    network = {"backbone": "test_resnet", "pretrained": "none", "bottleneck": 16}
     values = {
         "data.source": str(folders.source), "data.target": str(folders.target), "data.input_size": 32,
         "data.resize": "squash", "data.crop_pct": 1.0, "data.augment.rotate": 5, "teacher": network,

@@ -42,7 +42,7 @@ def test_the_command_builds_a_real_fp32_engine(exported: Path) -> None:
     built = engine["manifest"]["engine"]
     assert built["package"] == "tensorrt_rtx"
     assert set(built["compute_layers"]) == {"fp32"}
-    assert built["compute_layers"]["fp32"] >= 10  # the convolutions of a resnet10t
+    assert built["compute_layers"]["fp32"] >= 10  # the convolutions of a test_resnet
     assert set(built["layers"]) == {"FLOAT"}
     assert engine["manifest"]["classes"] == ["0", "1", "2", "3"]
     assert (exported / "student.rtx.engine").stat().st_size / 1e6 == pytest.approx(engine["manifest"]["size_mb"])

@@ -322,24 +322,21 @@ def test_torch_backend_leaves_the_network_alone(exported: Exported, torch_logits
     assert TorchBackend(network, None, input_size=64).input_shape == (3, 64, 64)
 
 
-def test_exports_do_not_keep_the_shapes_that_torch_reasoned_about(exported: Exported):
-    """A process that exports again and again must not grow by a ShapeEnv, with all its tensors, each time."""
+def test_exports_keep_neither_shapes_nor_source_texts(exported: Exported):
+    """A process that exports again and again must not grow by a ShapeEnv, with all its tensors, each time.
+
+    Nor by the twenty texts or so that torch.fx writes an export into a list that nothing empties.
+    """
 
     def alive() -> int:
         gc.collect()
         return sum(issubclass(type(thing), ShapeEnv) for thing in gc.get_objects())
 
-    to_model(exported.network, exported.manifest)
-    before = alive()
-    for _ in range(4):
+    before = alive()  # the export of the fixture is behind us
+    texts = set(linecache.cache), len(torch.fx.graph_module._loader.eval_cache)
+    for _ in range(2):
         to_model(exported.network, exported.manifest)
     assert alive() <= before + 1  # the last one may still be held; each of them was, once
-
-
-def test_exports_do_not_keep_the_source_texts_of_their_graphs(exported: Exported):
-    """torch.fx writes about twenty texts an export into a list that nothing empties."""
-    before = set(linecache.cache), len(torch.fx.graph_module._loader.eval_cache)
-    to_model(exported.network, exported.manifest)
-    written = {name for name in set(linecache.cache) - before[0] if "eval_with_key" in name}
+    written = {name for name in set(linecache.cache) - texts[0] if "eval_with_key" in name}
     assert not written
-    assert len(torch.fx.graph_module._loader.eval_cache) == before[1]
+    assert len(torch.fx.graph_module._loader.eval_cache) == texts[1]

@@ -267,8 +267,13 @@ def test_the_budget_keeps_as_few_layers_as_it_needs() -> None:
 
 
 def test_a_budget_that_cannot_be_held_shows_every_layer(
-    run: RunDirectory, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    run: RunDirectory,
+    graph: onnx.ModelProto,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("edgeda.export.builder.to_model", lambda network, manifest, opset: to_opset(graph, opset))
     monkeypatch.setattr(Reference, "drop", lambda self, logits: 0.0 if np.array_equal(logits, self.logits) else 7.0)
     monkeypatch.setattr(Builder, "build", _int8_only(Builder.build))
     with (

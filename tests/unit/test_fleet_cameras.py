@@ -58,7 +58,7 @@ def test_a_camera_joins_the_nearest_earlier_one_and_those_that_represent_others_
 def site(tmp_path_factory: pytest.TempPathFactory, folders: Folders) -> Iterator[tuple[Path, pytest.MonkeyPatch]]:
     """A recipe, and a camera `again` with the images of `yard`, `night` with inverted ones."""
     root = tmp_path_factory.mktemp("site")
-    network = {"backbone": "resnet10t", "pretrained": "none"}
+    network = {"backbone": "test_resnet", "pretrained": "none"}
     tiny = {
         "data": {"source": "", "target": "", "input_size": 32, "resize": "squash", "crop_pct": 1.0},
         "teacher": network, "student": network,
