@@ -6,7 +6,11 @@ start=$(date +%s)
 
 say() { printf '\n$ %s\n' "$*" >&2; "$@"; }
 
-say edgeda adapt --teacher r50 --student r18 --out "$run" --overwrite
+if [ -f "$run/recipe.yaml" ] && [ ! -f "$run/summary.json" ]; then  # stopped before
+    say edgeda adapt --out "$run" --resume
+else
+    say edgeda adapt --teacher r50 --student r18 --out "$run" --overwrite
+fi
 say edgeda export "$run" --onnx
 say edgeda profile "$run" --seconds 0.5
 say edgeda compare "$run"
@@ -15,5 +19,6 @@ say edgeda report "$run"
 cat <<END
 
 done in $(( $(date +%s) - start )) s. Now with your own images:
-  .venv/bin/edgeda adapt --teacher r50 --student r18 --source <class folders> --target <camera images>
+  . .venv/bin/activate
+  edgeda adapt --teacher r50 --student r18 --source <class folders> --target <camera images>
 END

@@ -41,7 +41,7 @@ from edgeda.models import Architecture, Network
 from edgeda.precision import FABRIC, resolve_device, resolve_precision
 from edgeda.pretrained import NOT_HAD
 from edgeda.recipe import Recipe
-from edgeda.recipe_file import load_recipe, parse_set
+from edgeda.recipe_file import asked_recipe, load_recipe, parse_set
 from edgeda.run_folder import claim, clear, locked, refuse_other
 from edgeda.stage_cache import StageCache
 from edgeda.summary import finish
@@ -164,12 +164,7 @@ def adapt_recipe(
     overrides = {**options, **parse_set(pairs)}
     if resume:
         return _recipe_to_resume(out, recipe, overrides)
-    own_data = "data.source" in overrides or "data.target" in overrides
-    if own_data and recipe is None:
-        for key, flag in (("data.source", "--source"), ("data.target", "--target")):
-            if key not in overrides:
-                raise InputError(f"{flag} is missing; give both --source and --target, or neither for built-in images")
-    loaded = load_recipe(("default" if own_data else "digits") if recipe is None else recipe, overrides)
+    loaded = asked_recipe(recipe, overrides)
     check_used(loaded, overrides)
     return loaded
 

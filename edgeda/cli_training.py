@@ -117,13 +117,6 @@ def adapt(
     Without --source and --target it runs on built-in real images. `--from RUN --target NEW` goes on with what an
     earlier run has learned: no warm-up, and its student unchanged is what the new one is compared with.
     """
-    require("torch", "train", "training")
-    from edgeda.adapt import adapt as run_adapt
-    from edgeda.adapt import adapt_recipe
-    from edgeda.artifacts import find_run
-    from edgeda.readapt import readapt_recipe
-    from edgeda.report.summary import summary_text
-
     names = [name.strip() for name in alignment.split(",")] if alignment is not None else None
     asked = {
         "--teacher": ("teacher.backbone", teacher), "--student": ("student.backbone", student),
@@ -141,6 +134,17 @@ def adapt(
             + ("" if recipe else ", the run in --out knows where it started")
         )
     with naming_options(asked, set_ or []):
+        if from_ is None and not resume:  # before torch, which takes seconds to import
+            from edgeda.recipe_file import asked_recipe, parse_set
+
+            asked_recipe(recipe, {**options, **parse_set(set_ or [])})
+        require("torch", "train", "training")
+        from edgeda.adapt import adapt as run_adapt
+        from edgeda.adapt import adapt_recipe
+        from edgeda.artifacts import find_run
+        from edgeda.readapt import readapt_recipe
+        from edgeda.report.summary import summary_text
+
         if from_ is not None:
             resolved = readapt_recipe(find_run(from_), options, set_ or [], out_)
         else:

@@ -164,3 +164,13 @@ def _keys_at(location: list[str]) -> list[str]:
 
 def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def asked_recipe(recipe: str | None, overrides: dict[str, Any]) -> Recipe:
+    """A recipe with changes; without one it is `digits` when no data is named and `default` otherwise. No torch."""
+    own_data = "data.source" in overrides or "data.target" in overrides
+    if own_data and recipe is None:
+        for key, flag in (("data.source", "--source"), ("data.target", "--target")):
+            if key not in overrides:
+                raise InputError(f"{flag} is missing; give both --source and --target, or neither for built-in images")
+    return load_recipe(("default" if own_data else "digits") if recipe is None else recipe, overrides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,16 @@ def test_source_without_target(command: Edgeda, folders: Folders):
     ran = command("adapt", "--source", folders.source)
     assert ran.code == 2
     assert "--target is missing" in ran.error
+
+
+@pytest.mark.parametrize("arguments", [["--source", "lab"], ["--set", "distil.tau=4"], ["--epochs", "-3"]])
+def test_what_is_wrong_with_a_request_is_said_before_torch_is_imported(
+    command: Edgeda, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+):
+    monkeypatch.setitem(sys.modules, "edgeda.adapt", None)
+    ran = command("adapt", *arguments)
+    assert (ran.code, ran.error.startswith("error: ")) == (2, True), ran.err
+    assert "edgeda.adapt" not in ran.err
 
 
 def test_an_existing_run_is_not_touched_without_being_told(command: Edgeda, folders: Folders, run_directory: Path):
