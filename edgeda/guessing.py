@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 UNTRAINED = 0.1
 """Share of the way from chance to certainty (im) or to no error (accuracy) under which a network guesses."""
@@ -31,8 +30,3 @@ def guessing(classes: int, im: float | None, accuracies: Mapping[str, float | No
         if percent is not None and like_guessing(percent, classes)
     ]
     return f"close to guessing ({'; '.join(signs)}): train longer" if signs else None
-
-
-def why(verdict: Mapping[str, Any]) -> str:
-    """Reason and caveat of a verdict in summary.json, in one."""
-    return "; ".join(filter(None, (verdict["reason"], verdict.get("caveat"))))

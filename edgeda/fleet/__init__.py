@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgeda.distributed.world import check_alone
 from edgeda.errors import InputError, Interrupted, from_os_error, one_line
 from edgeda.fleet.recipe import FleetRecipe
-from edgeda.fleet.report import result_of, write_report
+from edgeda.fleet.report import result_of, verdict_words, write_report
 from edgeda.fleet.state import FLEET, Storage, camera_key, default_place
 from edgeda.whole_file import PART, check_writable
 
@@ -109,7 +109,7 @@ def _jobs(plan: Plan, ray: Any, check_drift: bool) -> None:
             log.warning("%s: its drift is not known: %s", job.name, result.get("reason"))
         else:
             storage.write(job.work["key"], {**result, "heard": round(time.time(), 1)})
-            log.info("%s: %s", job.name, result.get("reason") or f"ship {result['verdict']}, {result['seconds']:.0f} s")
+            log.info("%s: %s", job.name, result.get("reason") or f"{verdict_words(result)}, {result['seconds']:.0f} s")
 
     def crashed(job: Job, deaths: int) -> None:
         job.work["attempt"] = deaths + 1

@@ -22,9 +22,9 @@ from edgeda.fleet.look import LOOKED, apart, look
 from edgeda.fleet.sampling import sample
 from edgeda.fleet.served import Shipped, drift_since, export_shipped, serve, try_serving
 from edgeda.fleet.state import Storage
-from edgeda.guessing import why
 from edgeda.recipe import DataRecipe, Recipe
 from edgeda.recipe_file import load_recipe
+from edgeda.report.summary import cautioned
 from edgeda.watching import Deaf
 
 Record = dict[str, Any]
@@ -89,8 +89,11 @@ def run_camera(work: Record) -> Record:
         tried, shipped = try_serving(recipe.data, run, group["most"])
         found["group"] = {"of": group["name"], "distance": group["distance"], "cost": tried["cost"]}
         if shipped is not None:
-            found |= {"served_by": group["name"], "verdict": tried["verdict"], "why": tried["why"], "training_s": 0.0}
-            found |= serve(recipe.data, shipped, Path(work["served"]) if work["export"] else None)
+            found |= {"served_by": group["name"], **{key: tried[key] for key in ("verdict", "why", "caveat")}}
+            found |= {
+                "training_s": 0.0,
+                **serve(recipe.data, shipped, Path(work["served"]) if work["export"] else None),
+            }
             return _ended(found, storage, work, recipe.data, began)
     until_free(folder)
     sweep(folder)
@@ -104,7 +107,8 @@ def run_camera(work: Record) -> Record:
     shipped = Shipped.of(RunDirectory(folder))
     found |= {
         "model": export_shipped(shipped, parity_images(shipped.run, None, shipped.role)) if work["export"] else None,
-        "verdict": summary["verdict"]["ship"], "why": why(summary["verdict"]), "training_s": summary["wall_s"],
+        "verdict": summary["verdict"]["ship"], "why": summary["verdict"]["reason"], "caveat": cautioned(summary),
+        "training_s": summary["wall_s"],
         "accuracy": {role: summary["accuracy"][role]["target"]["selected"] for role in ("student", "source_only")},
     }  # fmt: skip
     return _ended(found, storage, work, recipe.data, began)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 COLUMNS = (
     Column("camera", "camera"),
     Column("status", "status"),
-    Column("verdict", "ship"),
+    Column("verdict", "verdict"),
     Column("student", "adapted", "%", 1),
     Column("source_only", "source-only", "%", 1),
     Column("shift", "shift", "", 2),
@@ -38,16 +38,22 @@ LEGEND = (
     "adapted to, where --check-drift has looked. Both are Kolmogorov-Smirnov distances, the largest of light, contrast "
     "and detail (drift: also of what the model says); 0: alike, 1: nothing in common."
 )
-ORDER = ("adapted", "source-only", "running", "waiting", "stopped", "failed")
+NOT_READY = ", not ready to ship"
+"""After the verdict on a student that is close to guessing."""
+ORDER = (
+    "ship adapted", "ship source-only", f"adapted{NOT_READY}", f"source-only{NOT_READY}", "running", "waiting",
+    "stopped", "failed",
+)  # fmt: skip
 
 
 def result_of(about: Mapping[str, Any], records: Mapping[str, Record]) -> Record:
-    """`cameras` with a row each, and `counts` by status and by verdict; JSON values."""
+    """`cameras` with a row each, and `counts` by status and by verdict, how many are `ready` to ship; JSON values."""
     rows = [_row(name, about["cameras"][name], record) for name, record in records.items()]
     return {
         "name": about["name"], "out": about["out"], "source": about["source"], "cameras": rows,
         "counts": dict(Counter(row["status"] for row in rows)),
         "verdicts": dict(Counter(row["verdict"] for row in rows if row["verdict"])),
+        "ready": sum(1 for row in rows if row["ready"]),
         "cost_s": round(sum(row["seconds"] or 0.0 for row in rows), 1),
     }  # fmt: skip
 
@@ -64,6 +70,7 @@ def _row(name: str, target: str, record: Record) -> Record:
             note += f"; no sign of life for {silent / 60:.0f} minutes"
     return {
         "camera": name, "target": target, "status": status, "verdict": record.get("verdict"),
+        "caveat": record.get("caveat"), "ready": bool(record.get("verdict")) and not record.get("caveat"),
         "student": accuracy.get("student"), "source_only": accuracy.get("source_only"),
         "shift": (record.get("shift") or {}).get("distance"), "drift": drift.get("distance"),
         "drifted": drift.get("drifted"), "served_by": record.get("served_by"), "group": record.get("group"),
@@ -72,9 +79,21 @@ def _row(name: str, target: str, record: Record) -> Record:
     }  # fmt: skip
 
 
+def verdict_words(found: Record) -> str:
+    """What is to be done with the student of a record or row that has a verdict."""
+    return f"{found['verdict']}{NOT_READY}" if found.get("caveat") else f"ship {found['verdict']}"
+
+
+def _shown(rows: Sequence[Record]) -> list[Record]:
+    """Rows as a table shows them: the verdict in words."""
+    return [{**row, "verdict": row["verdict"] and verdict_words(row)} for row in rows]
+
+
 def _note(record: Record) -> str:
     """What is worth saying of a camera in words."""
     parts = [record.get("reason") or record.get("why") or ""]
+    if record.get("caveat"):
+        parts.insert(0, f"not ready to ship: {record['caveat']}")
     group, drift = record.get("group"), record.get("drift")
     if group and record.get("served_by"):
         parts.insert(
@@ -91,10 +110,13 @@ def _note(record: Record) -> str:
 def fleet_text(result: Record, width: int) -> str:
     """The table, and what became of how many."""
     counted = ", ".join(f"{count} {status}" for status, count in result["counts"].items())
-    verdicts = ", ".join(f"{count} ship {what}" for what, count in result["verdicts"].items())
+    judged = sum(result["verdicts"].values())
+    verdicts = f"{result['ready']} of {judged} ready to ship" if judged else "no verdict yet"
+    ready = Counter(row["verdict"] for row in result["cameras"] if row["ready"])
+    verdicts += f" ({', '.join(f'{count} {what}' for what, count in ready.items())})" if ready else ""
     served = sum(1 for row in result["cameras"] if row["served_by"])
     verdicts += f"; {served} served by another camera's student" if served else ""
-    lines = ["", text_table(result["cameras"], COLUMNS, width), "", f"{counted}; {verdicts or 'no verdict yet'}"]
+    lines = ["", text_table(_shown(result["cameras"]), COLUMNS, width), "", f"{counted}; {verdicts}"]
     written = f"page: {result['out']}/fleet.html; each camera's model: fleet.json"
     return "\n".join([*lines, f"{result['cost_s']:.0f} s of work; {written}"])
 
@@ -119,7 +141,7 @@ def write_report(out: Path, result: Record) -> Record:
 def page(result: Record) -> str:
     """One HTML page without anything from elsewhere: cameras by verdict."""
     groups: dict[str, list[Record]] = {}
-    for row in result["cameras"]:
+    for row in _shown(result["cameras"]):
         groups.setdefault(row["verdict"] or row["status"], []).append(row)
     text = (
         f"{len(result['cameras'])} cameras from the source {result['source']}; {result['cost_s']:.0f} s of work. "
@@ -127,8 +149,7 @@ def page(result: Record) -> str:
     )
     parts = [f"<h1>{escape(result['name'])}</h1>", paragraph(text)]
     for group in sorted(groups, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
-        title = f"ship {group}" if group in ORDER[:2] else group
         more = len(groups[group]) - SHOWN
         rest = paragraph(f"and {more} more in fleet.json") if more > 0 else ""
-        parts.append(section(f"{title} ({len(groups[group])})", table(groups[group][:SHOWN], COLUMNS), rest))
+        parts.append(section(f"{group} ({len(groups[group])})", table(groups[group][:SHOWN], COLUMNS), rest))
     return document(result["name"], parts)

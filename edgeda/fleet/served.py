@@ -16,11 +16,11 @@ from edgeda.errors import InputError, one_line
 from edgeda.export import export_run
 from edgeda.export.images import LIMIT, CheckImages
 from edgeda.fleet.look import LOOKED
-from edgeda.guessing import why
 from edgeda.inference import predict_logits
 from edgeda.models import Network, NetworkCard, load_network
 from edgeda.recipe import DataRecipe
 from edgeda.recipe_file import load_recipe
+from edgeda.report.summary import cautioned
 from edgeda.runtime.classifier import softmax
 from edgeda.runtime.drift import DriftMonitor, DriftReference
 from edgeda.runtime.preprocessing import Pixels
@@ -62,15 +62,15 @@ def try_serving(data: DataRecipe, run: RunDirectory, most: float) -> tuple[Recor
 
     The proxy of the cost in accuracy is the difference of confidences (Guillory et al., ICCV 2021): mean confidence on
     the run's own target less that on the camera's images. An adapted student must also be judged better than the
-    source-only one on the camera's images, as it was on its own. Returns `cost`, `verdict`, `why`; and the network, or
-    None where it may not.
+    source-only one on the camera's images, as it was on its own. Returns `cost`, `verdict`, `why`, `caveat`; and the
+    network, or None where it may not.
     """
     shipped = Shipped.of(run)
     own = load_target(load_recipe(str(run.path / RECIPE)).data, LOOKED).squares[:]
     mine = load_target(data, LOOKED).squares[:]
     said = shipped.logits(mine)
     cost = max(0.0, round(confidence(shipped.logits(own)) - confidence(said), 2))
-    verdict, reasons = "source-only", why(run.summary()["verdict"])
+    verdict, reason, caveat = "source-only", run.summary()["verdict"]["reason"], cautioned(run.summary())
     if shipped.role == "student":
         source_only, _ = load_network(run.weights("source_only"))
         on_source = run.summary()["accuracy"]
@@ -78,9 +78,10 @@ def try_serving(data: DataRecipe, run: RunDirectory, most: float) -> tuple[Recor
             said, predict_logits(source_only, mine, shipped.card.preprocessing), None,
             on_source["student"]["source"], on_source["source_only"]["source"],
         )  # fmt: skip
-        verdict, reasons = judged.ship, why(judged.to_dict())
+        verdict, reason = judged.ship, judged.reason
+        caveat = f"the {verdict} student is {judged.caveat}" if judged.caveat else None
     fits = cost <= most and (verdict == "adapted") == (shipped.role == "student")
-    return {"cost": cost, "verdict": verdict, "why": reasons}, shipped if fits else None
+    return {"cost": cost, "verdict": verdict, "why": reason, "caveat": caveat}, shipped if fits else None
 
 
 def export_shipped(shipped: Shipped, checked: CheckImages, out: Path | None = None) -> str:

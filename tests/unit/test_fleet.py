@@ -11,7 +11,7 @@ import pytest
 from edgeda.errors import InputError, MachineError, MissingExtra
 from edgeda.fleet.cluster import check_resources
 from edgeda.fleet.recipe import load_fleet
-from edgeda.fleet.report import failed_line, fleet_text, page, result_of
+from edgeda.fleet.report import failed_line, fleet_text, page, result_of, verdict_words
 from edgeda.fleet.scheduler import _on_node, requests
 from edgeda.fleet.state import Storage
 from edgeda.methods import stages
@@ -169,6 +169,21 @@ def test_the_text_ends_with_where_models_are_and_what_failed_with_what_tries_it_
         "1 of 2 cameras failed: yard: no such folder: yard/; "
         "`edgeda fleet` with the same recipe and --out tries again what failed"
     )
+
+
+def test_a_student_that_guesses_is_not_ready_to_ship():
+    about = {"name": "site", "out": "o", "source": "lab", "cameras": {"gate": "gate/", "yard": "yard/"}}
+    gate = {"status": "finished", "verdict": "adapted", "why": "its predictions say more", "seconds": 2.5,
+            "caveat": "the adapted student is close to guessing (im 0.01 of at most 2.3): train longer"}  # fmt: skip
+    result = result_of(about, {"gate": gate, "yard": {**gate, "caveat": None}})
+    assert [verdict_words(row) for row in result["cameras"]] == ["adapted, not ready to ship", "ship adapted"]
+    assert (result["verdicts"], result["ready"]) == ({"adapted": 2}, 1)
+    assert result["cameras"][0]["note"] == f"not ready to ship: {gate['caveat']}; its predictions say more"
+    text = fleet_text(result, 300)
+    assert "2 finished; 1 of 2 ready to ship (1 adapted)" in text
+    assert text.count("adapted, not ready to ship") == 1
+    assert "2 finished; 0 of 2 ready to ship\n" in fleet_text(result_of(about, {"gate": gate, "yard": gate}), 300)
+    assert page(result).index("ship adapted (1)") < page(result).index("adapted, not ready to ship (1)")
 
 
 def test_the_page_is_by_verdict_and_escapes_names():
