@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from edgeda.errors import InputError, from_os_error, one_line, user_path
+from edgeda.runtime.runs import RECIPE as RECIPE
+from edgeda.runtime.runs import SUMMARY as SUMMARY
+from edgeda.runtime.runs import exported_models, is_run
 from edgeda.runtime.strict_json import parse_json
 
 log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
-RECIPE, SUMMARY, METRICS, CHECKPOINT = "recipe.yaml", "summary.json", "metrics.jsonl", "checkpoint"
-KIT_LISTING = "bundle.json"
+METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint"
 ROLES = ("student", "teacher", "source_only")
 
 
@@ -47,9 +49,7 @@ class RunDirectory:
 
     def exported_models(self) -> list[Path]:
         """Every model in RUN/exports, of any format and at any depth; kits hold copies of these and are left out."""
-        paths = [path for kind in ("*.onnx", "*.xml", "*.engine") for path in sorted(self.exports.rglob(kind))]
-        kits = {listing.parent for listing in self.exports.rglob(KIT_LISTING)}
-        return [path for path in paths if kits.isdisjoint(path.parents)]
+        return exported_models(self.path)
 
     def summary(self) -> dict[str, Any]:
         """The parsed summary.json; InputError when the run is not finished, or its values are of the wrong kind."""
@@ -109,7 +109,7 @@ def find_model(model: str | None) -> RunDirectory | Path:
         return newest_run()
     path = user_path(model)
     if path.is_dir():
-        if (path / RECIPE).is_file() or (path / SUMMARY).is_file():
+        if is_run(path):
             return RunDirectory(path)
         if sorted(path.glob("*.xml")):
             return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,14 +136,21 @@ def _tell_apart(sources: Sequence[Source]) -> None:
 
 
 def model_file(model: str | None) -> Path:
-    """The exported file of a MODEL; of a run, its exported student."""
+    """The exported file of a MODEL; of a run, its exported student, or else its only exported model, which is named."""
     found = find_model(model)
     if not isinstance(found, RunDirectory):
         return found
     exported = found.exports / "student.onnx"
-    if not exported.is_file():
+    if exported.is_file():
+        return exported
+    models = found.exported_models()
+    if not models:
         raise InputError(f"the run {found.path} has no {exported.name} yet; make it with: {export_command(found)}")
-    return exported
+    if len(models) > 1:
+        named = ", ".join(shlex.quote(str(path)) for path in models)
+        raise InputError(f"the run {found.path} has no {exported.relative_to(found.path)}; name one of: {named}")
+    log.info("taking the only exported model of the run, %s", models[0])
+    return models[0]
 
 
 def line(result: Result, top_k: int = 1) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeda.artifacts import KIT_LISTING
 from edgeda.errors import InputError, from_os_error
+from edgeda.runtime.runs import KIT_LISTING
 from edgeda.whole_file import check_writable
 
 _MADE_ON_THE_DEVICE = ("*.engine", "__pycache__")

@@ -152,6 +152,26 @@ def test_a_run_that_was_not_exported(run_directory: Path, command: Edgeda, tmp_p
     assert (ran.code, "edgeda export run" in ran.error) == (2, True)
 
 
+def test_a_run_without_the_plain_export_takes_its_only_one_and_lists_several(
+    exported: Path, folders: Folders, command: Edgeda, tmp_path: Path
+):
+    shutil.copytree(exported, tmp_path / "run", ignore=shutil.ignore_patterns("exports"))
+    shutil.copytree(exported / "exports", tmp_path / "run" / "exports" / "onnx-int8-x86")
+    kit = tmp_path / "run" / "exports" / "python-kit"
+    shutil.copytree(exported / "exports", kit)
+    (kit / "bundle.json").write_text("{}")
+    ran = command("predict", "run", "--source", folders.target_test, "--json")
+    assert ran.json["model"] == "run/exports/onnx-int8-x86/student.onnx"
+    assert "taking the only exported model of the run, run/exports/onnx-int8-x86/student.onnx" in ran.err
+    shutil.copytree(exported / "exports", tmp_path / "run" / "exports" / "onnx-fp16")
+    ran = command("predict", "run", "--source", folders.target_test)
+    assert (ran.code, ran.error.strip()) == (
+        2,
+        "error: the run run has no exports/student.onnx; name one of: run/exports/onnx-fp16/student.onnx, "
+        "run/exports/onnx-int8-x86/student.onnx",
+    )
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, "closed pipe"])
 def test_it_stops_cleanly(exported: Path, folders: Folders, environment, tmp_path: Path, way, engine: str):

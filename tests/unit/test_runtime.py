@@ -246,6 +246,17 @@ def test_openvino_folder_with_its_manifest_beside_it(tmp_path: Path, model: Path
         open_backend(folder)
 
 
+def test_a_run_directory_is_called_one_and_its_models_are_named(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(InputError, match=f"{tmp_path} is a run directory, not a model; .*: edgeda export {tmp_path}$"):
+        Classifier(tmp_path)
+    exported = tmp_path / "exports" / "onnx-fp16" / "student.onnx"
+    exported.parent.mkdir(parents=True)
+    exported.write_bytes(model.read_bytes())
+    with pytest.raises(InputError, match=f"not a model; name one of: {exported}$"):
+        Classifier(tmp_path, "onnxruntime")
+
+
 def test_openvino_does_not_say_int8_of_a_graph_that_it_runs_in_float(tmp_path: Path) -> None:
     """The graph has quantized nodes, but no kernel takes integers; an int8 export is in test_export_precisions."""
     path = write_model(tmp_path / "int8.onnx", quantized=True)

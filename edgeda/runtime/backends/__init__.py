@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from pathlib import Path
 
 from edgeda.errors import InputError, did_you_mean
@@ -11,6 +12,7 @@ from edgeda.runtime.backends.engine_file import SUFFIX as ENGINE_SUFFIX
 from edgeda.runtime.backends.onnx_runtime import CPU_PROVIDER, OnnxRuntimeBackend
 from edgeda.runtime.backends.open_vino import OpenVinoBackend
 from edgeda.runtime.backends.tensorrt import TensorRtBackend
+from edgeda.runtime.runs import exported_models, is_run
 
 __all__ = [
     "CPU_PROVIDER",
@@ -45,6 +47,14 @@ def open_backend(path: Path, engine: str | None = None, threads: int | None = No
         raise InputError(f"no engine '{engine}'{did_you_mean(engine, ENGINES)}")
     if path.is_dir():
         found = sorted(path.glob("*.xml"))
+        if not found and is_run(path):
+            models = [shlex.quote(str(model)) for model in exported_models(path)]
+            hint = (
+                f"name one of: {', '.join(models)}"
+                if models
+                else f"make one with: edgeda export {shlex.quote(str(path))}"
+            )
+            raise InputError(f"{path} is a run directory, not a model; {hint}")
         if len(found) != 1:
             raise InputError(f"{path} holds {len(found)} OpenVINO models (.xml), expected one; name the file itself")
         path = found[0]
