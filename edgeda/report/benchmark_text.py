@@ -44,14 +44,20 @@ def benchmark_text(result: Record, width: int = 100) -> str:
     scenarios = list(result["scenarios"])
     sources = list(dict.fromkeys(row["from"] for row in result["tables"]["selected"] if "from" in row))
     shown = [_short_row(result, row, sources) for row in rows]
-    columns = [Column("method", "method"), Column("average", "average", "%"), Column("seeds", "seeds")]
+    average = "average" if len(scenarios) > 1 else "accuracy"
+    columns = [Column("method", "method"), Column("average", average, "%"), Column("seeds", "seeds")]
     papers = [Column(source, f"[{number}]", "%", 1) for number, source in enumerate(sources, 1)]
     detailed = [*columns[:1], *(Column(f"scenario {name}", name, "%") for name in scenarios), *columns[1:], *papers]
     fits = sum(max(len(column.title), *(len(str(row.get(column.key, ""))) for row in shown)) + 2 for column in detailed)
     chosen = detailed if len(scenarios) > 1 and fits <= width else [*columns, *papers]
-    lines = ["", _title(result, "selected"), "", text_table(shown, chosen, width)]
+    only = [f"scenario: {scenarios[0]}"] if len(scenarios) == 1 else []
+    lines = ["", *only, _title(result, "selected"), "", text_table(shown, chosen, width)]
     lines += [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
-    lines += ["", "Average at the last epoch; at the best epoch by target labels (oracle*, an upper bound only)", ""]
+    lines += [
+        "",
+        f"{average.capitalize()} at the last epoch; at the best epoch by target labels (oracle*, an upper bound only)",
+        "",
+    ]
     others = [_other_row(result, row["method"]) for row in rows]
     lines.append(
         text_table(

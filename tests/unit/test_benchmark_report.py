@@ -211,6 +211,18 @@ def test_the_text_fits_a_terminal_and_leaves_scenarios_out_before_it_breaks(resu
         assert len(line) <= 100 or line.startswith(("KD-UDA is", "recipe", "machine"))
 
 
+def test_the_only_scenario_is_named_and_not_averaged():
+    one = BenchmarkRecipe.model_validate(
+        {"scenarios": {"digits -> mnist": {"source": "a", "target": "b"}}, "methods": {"KD-UDA": {}}}
+    )
+    tables = tabulate("x", one, [cell("digits -> mnist", "KD-UDA", 0, 70.0)], None)
+    text = benchmark_text({"out": "x", **tables}, 100)
+    assert text.startswith("\nscenario: digits -> mnist\nTarget accuracy at")
+    assert "verage" not in text
+    assert "Accuracy at the last epoch" in text
+    assert "| digits -> mnist" in markdown({"out": "x", **tables})
+
+
 def test_missing_cells_are_one_line_with_each_reason_once():
     gaps = [Cell("A->W", "KD-UDA", seed, Path("x"), reason="no such folder: w") for seed in range(3)]
     result = tabulate("x", SECTION, [*gaps, Cell("W->A", "KD-UDA", 0, Path("x"), reason="diverged")], None)
