@@ -27,6 +27,7 @@ from edgeda.fleet.sampling import sample
 from edgeda.fleet.served import try_serving
 from edgeda.fleet.state import FLEET, Storage, camera_key
 from edgeda.recipe import VideoRecipe
+from edgeda.report.summary import cautioned
 from tests.conftest import Folders, write_digits
 
 
@@ -114,6 +115,8 @@ def test_cameras_that_are_the_same_share_a_student_and_others_do_not(
     assert again["served_by"] == "yard"
     assert again["group"] == {"of": "yard", "distance": 0.0, "cost": 0.0}  # the same images: no difference
     assert (again["verdict"], again["training_s"]) == (yard["verdict"], 0.0)
+    assert yard["caveat"] == cautioned(RunDirectory(root / "out" / "cameras" / "yard").summary()) is not None  # 1 epoch
+    assert "close to guessing" in again["caveat"]
     assert again["accuracy"]["student"] is not None
     assert Path(again["model"]).is_relative_to(root / "out" / "served" / "again")
     assert not (root / "out" / "cameras" / "again").exists()
