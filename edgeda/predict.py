@@ -24,6 +24,7 @@ from edgeda.runtime import (
     Source,
 )
 from edgeda.runtime.cores import usable_cores
+from edgeda.runtime.drift import WINDOW
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,11 @@ def predict(
                 "dropped": dropped,
                 "reconnects": source.reconnects,
                 "notes": source.notes,
-                **({"drift": _drift(monitors.get(source.name))} if reference is not None else {}),
+                **(
+                    {"drift": _drift(monitors.get(source.name), _step(source, drift_every))}
+                    if reference is not None
+                    else {}
+                ),
             }
             for source, dropped in zip(found, pipeline.dropped, strict=True)
         ],
@@ -187,10 +192,9 @@ def watch(
     frame, source = result.frame, result.frame.source
     if result.prediction is None or result.square is None:
         return
-    step = every or (1 if source.rate is None else max(1, round(source.rate)))
     if frame.index < due.get(source.name, 0):  # not by remainder: a live source loses frames on the way
         return
-    due[source.name] = frame.index + step
+    due[source.name] = frame.index + _step(source, every)
     monitor = monitors.setdefault(source.name, DriftMonitor(reference))
     changed = monitor.update(result.square[None], result.prediction.probabilities[None])
     if changed is not None:
@@ -202,9 +206,31 @@ def watch(
         collector.add(result)
 
 
-def _drift(monitor: DriftMonitor | None) -> dict[str, Any]:
+def _step(source: Source, every: int | None) -> int:
+    """Frames from one that is shown to the monitor to the next."""
+    return every or (1 if source.rate is None else max(1, round(source.rate)))
+
+
+def _drift(monitor: DriftMonitor | None, step: int) -> dict[str, Any]:
     last = monitor.last.to_dict() if monitor and monitor.last else None
-    return {"alarms": monitor.alarms if monitor else 0, "last": last}
+    return {
+        "alarms": monitor.alarms if monitor else 0, "last": last,
+        "frames": monitor.frames if monitor else 0, "every": step, "window": monitor.window if monitor else WINDOW,
+    }  # fmt: skip
+
+
+def _untested(sources: Sequence[dict[str, Any]]) -> list[str]:
+    """For each source with too few frames for a test of drift, how many it had."""
+    said = []
+    for source in sources:
+        drift = source.get("drift")
+        if drift is not None and drift["last"] is None:
+            of = "" if len(sources) == 1 else f" of {source['source']}"
+            every = "" if drift["every"] == 1 else f" (one in {drift['every']} frames)"
+            said.append(
+                f"drift{of}: not tested, {drift['frames']} of the {drift['window']} images{every} that a test needs"
+            )
+    return said
 
 
 def json_line(values: dict[str, Any]) -> str:
@@ -229,4 +255,4 @@ def summary_text(summary: dict[str, Any]) -> str:
     parts.append(f"{summary['engine']} {summary['precision']}")
     if summary["saved"]:
         parts.append(f"saved in {summary['saved']}")
-    return ", ".join(parts)
+    return "; ".join([", ".join(parts), *_untested(summary["sources"])])

@@ -143,7 +143,8 @@ class DriftMonitor:
         self._reference = reference
         self._on_change = on_change
         self._rows: list[NDArray[np.float64]] = []
-        self._frames = 0
+        self.frames = 0
+        """Shown so far."""
 
     def update(self, squares: Pixels, probabilities: NDArray[np.floating[Any]]) -> DriftReport | None:
         """Take frames in, `(B, S, S, 3)` and `(B, C)`; the last report of a window that changed the state."""
@@ -154,7 +155,7 @@ class DriftMonitor:
         changed: DriftReport | None = None
         for row in rows:
             self._rows.append(row)
-            self._frames += 1
+            self.frames += 1
             if len(self._rows) == self.window:
                 changed = self._judge(np.stack(self._rows)) or changed
                 self._rows.clear()
@@ -167,7 +168,7 @@ class DriftMonitor:
         }
         worst = max(distances, key=lambda name: distances[name])
         drifted = distances[worst] > self.threshold
-        self.last = DriftReport(self._frames, drifted, worst, distances[worst], self.threshold)
+        self.last = DriftReport(self.frames, drifted, worst, distances[worst], self.threshold)
         self.alarms += drifted
         if drifted == self.drifted:
             return None

@@ -124,6 +124,18 @@ def test_drift_is_said_once_and_its_frames_are_collected(exported: Path, command
     assert len(list(Path("frames").glob("*.jpg"))) == 7
 
 
+def test_too_few_frames_for_a_test_of_drift_are_said(exported: Path, folders: Folders, command: Edgeda, tmp_path: Path):
+    ran = command("predict", exported, "--source", folders.target_test, "--drift")
+    assert ran.err.strip().endswith("drift: not tested, 20 of the 100 images that a test needs")
+    video = film(tmp_path / "film.avi", folders, frames=45)
+    both = ("predict", exported, "--source", video, "--source", folders.target_test, "--drift", "--drift-every", 20)
+    said = f"; drift of {video}: not tested, 3 of the 100 images (one in 20 frames) that a test needs; drift of "
+    assert said in command(*both).err
+    drift = command(*both, "--json").json["sources"][0]["drift"]
+    assert drift == {"alarms": 0, "last": None, "frames": 3, "every": 20, "window": 100}
+    assert "drift" not in command("predict", exported, "--source", folders.target_test).err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
