@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -73,7 +74,8 @@ def _run(plan: Plan, workers: int | None, address: str | None, check_drift: bool
     recipe, out, storage = plan.recipe, plan.out, plan.storage
     cameras = {name: camera.shown for name, camera in recipe.cameras.items()}
     storage.write(FLEET, {"name": recipe.name, "out": str(out), "source": recipe.source, "cameras": cameras})
-    log.info("%d cameras, %d of them to be adapted", len(cameras), len(plan.todo))
+    meanwhile = f"; how far they are: edgeda fleet --status --state {shlex.quote(storage.place)}" if plan.todo else ""
+    log.info("%d cameras, %d of them to be adapted%s", len(cameras), len(plan.todo), meanwhile)
     for name in plan.todo:
         if plan.records[name]:  # without a record it is waiting
             storage.write(camera_key(name), {"status": "waiting"})
