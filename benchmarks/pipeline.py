@@ -25,7 +25,8 @@ import numpy as np
 
 from edgeda.predict import json_line, predict
 from edgeda.runtime import Classifier, Pipeline
-from edgeda.runtime.pipeline import FILE_BATCH, cores
+from edgeda.runtime.cores import usable_cores
+from edgeda.runtime.pipeline import FILE_BATCH
 from edgeda.runtime.preprocessing import Preprocessing, network_input, square_pixels
 
 PREPROCESSING = Preprocessing(224)
@@ -144,7 +145,7 @@ def from_file(work: Path) -> dict[str, Any]:
         four = np.repeat(batch, FILE_BATCH, axis=0)
         classifier.backend(four)
         infer_batch_ms = cpu_ms(lambda _: classifier.backend(four), 50) / FILE_BATCH
-    allowed = cores() * 1000 / (decode_ms + prepare_ms + infer_ms)
+    allowed = usable_cores() * 1000 / (decode_ms + prepare_ms + infer_ms)
     busy = {"stages": others.cores}
 
     def predicted(name: str) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def from_file(work: Path) -> dict[str, Any]:
     int8, fp32 = (statistics.median(one["frames_per_s"] for one in rates[name]) for name in ("int8", "fp32"))
     plain = statistics.median(loops)
     return {
-        "cores": cores(), "frames": total, "engine": rates["int8"][0]["engine"],
+        "cores": usable_cores(), "frames": total, "engine": rates["int8"][0]["engine"],
         "cpu_ms": {"decode": round(decode_ms, 2), "preprocess": round(prepare_ms, 2), "infer": round(infer_ms, 2),
                    f"infer_in_batches_of_{FILE_BATCH}": round(infer_batch_ms, 2)},
         "allowed_per_s": round(allowed, 1),

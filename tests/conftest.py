@@ -146,6 +146,14 @@ def run_directory(edgeda: Edgeda, folders: Folders, tmp_path_factory: pytest.Tem
     return out
 
 
+@pytest.fixture(autouse=True)
+def plain_log() -> None:
+    """Notices go to pytest's own handler, whatever a command line in this process has set up before."""
+    ours = logging.getLogger("edgeda")
+    ours.handlers[:], ours.propagate = [], True
+    ours.setLevel(logging.NOTSET)
+
+
 @pytest.fixture
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, environment: dict[str, str]
@@ -156,10 +164,6 @@ def command(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EDGEDA_DATA", raising=False)
     monkeypatch.setenv("EDGEDA_CACHE", environment["EDGEDA_CACHE"])
-    ours = logging.getLogger("edgeda")
-    monkeypatch.setattr(ours, "handlers", [])
-    monkeypatch.setattr(ours, "level", ours.level)
-    monkeypatch.setattr(ours, "propagate", ours.propagate)
 
     def run(*arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["edgeda", *map(str, arguments)])
