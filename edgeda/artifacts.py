@@ -125,6 +125,23 @@ def find_model(model: str | None) -> RunDirectory | Path:
     raise InputError(f"no such model: {model}")
 
 
+def exported_file(found: RunDirectory | Path) -> Path:
+    """The file of what `find_model` found; of a run, its exported student, or else its only exported model."""
+    if not isinstance(found, RunDirectory):
+        return found
+    exported = found.exports / "student.onnx"
+    if exported.is_file():
+        return exported
+    models = found.exported_models()
+    if not models:
+        raise InputError(f"the run {found.path} has no {exported.name} yet; make it with: {export_command(found)}")
+    if len(models) > 1:
+        named = ", ".join(shlex.quote(str(path)) for path in models)
+        raise InputError(f"the run {found.path} has no {exported.relative_to(found.path)}; name one of: {named}")
+    log.info("taking the only exported model of the run, %s", models[0])
+    return models[0]
+
+
 def find_run(model: str | None) -> RunDirectory:
     """A run directory; InputError for anything else."""
     found = find_model(model)

@@ -14,7 +14,7 @@ from typing import Any
 from edgeda.adapt import adapt, check
 from edgeda.artifacts import CHECKPOINT, RECIPE, RUNS, SUMMARY, RunDirectory
 from edgeda.benchmark_recipe import BenchmarkRecipe, folder_name
-from edgeda.cells import differences, holding, is_training, sweep
+from edgeda.cells import differences, sweep
 from edgeda.distributed.world import check_alone
 from edgeda.errors import EdgedaError, InputError, Interrupted, did_you_mean, from_os_error, one_line
 from edgeda.methods import stages
@@ -22,7 +22,7 @@ from edgeda.recipe import Recipe
 from edgeda.recipe_file import changed, load_recipe
 from edgeda.report.benchmark import Cell, tabulate
 from edgeda.report.benchmark_text import comma_separated, markdown
-from edgeda.run_folder import refuse_other
+from edgeda.run_folder import holding, is_training, refuse_other
 from edgeda.watching import Deaf, Record, Watcher
 from edgeda.whole_file import check_writable, write_text
 

@@ -1,11 +1,8 @@
-"""Folders of runs that several processes make together: locks, leftovers, and whether another recipe made one."""
+"""Folders of runs that several processes make together: leftovers, and whether another recipe made one."""
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ from edgeda.artifacts import RECIPE
 from edgeda.methods import full_names, stages
 from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
-from edgeda.run_folder import LOCK, is_vacant
+from edgeda.run_folder import is_training, is_vacant
 
 NOT_COMPARED = ("name", "train.threads")
 """Keys that do not say what a run's result is, up to rounding."""
@@ -40,26 +37,6 @@ def sweep(folder: Path) -> None:
     if folder.is_dir() and is_vacant(folder):
         for path in list(folder.iterdir()):
             path.unlink()
-
-
-@contextmanager
-def holding(lock: Path) -> Iterator[bool]:
-    """Whether a lock file is ours until the end of the block; the system lets go of it when a process dies."""
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def is_training(folder: Path) -> bool:
-    """Whether a process, such as an `edgeda adapt` by hand, holds a run directory."""
-    if not (folder / LOCK).is_file():
-        return False
-    with holding(folder / LOCK) as free:
-        return not free
 
 
 def until_free(folder: Path, seconds: float = ORPHAN_S) -> None:

@@ -74,7 +74,7 @@ app.add_typer(datasets)
 
 @app.command()
 def doctor(json_: Json = False) -> None:
-    """What this machine can do, and which extra would bring what is missing."""
+    """What this machine can do, and which extra brings the rest."""
     from edgeda.doctor import diagnose, doctor_text
 
     found = diagnose()

@@ -34,7 +34,9 @@ def bundle(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the kit in --out.")] = False,
     json_: Json = False,
 ) -> None:
-    """An exported model as a kit: configuration, scripts, labels, a README with a command that tries it.
+    """An exported model as a kit: configuration, scripts, labels.
+
+    Its README has a command that tries it.
 
     For DeepStream and Triton, normalization and softmax go into the graph, which is compared with the plain file.
     """

@@ -13,7 +13,7 @@ from edgeda.errors import InputError
 
 datasets = typer.Typer(
     name="datasets",
-    help="Benchmark data sets: which there are, what of them is here, and getting them into place.",
+    help="Benchmark data sets: list them, check them, put them in place.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -91,7 +91,9 @@ def export(
     threads: Threads = None,
     json_: Json = False,
 ) -> None:  # fmt: skip
-    """Export a run's network, and prove on real target images what each file still gets right and how fast it is.
+    """Export a run's network; show what each file gets right.
+
+    Every file is run on real target images, and timed, beside the network it was made from.
 
     With --trt or --trt-rtx, TensorRT engines are built from its ONNX files for TensorRT too.
     """

@@ -33,7 +33,9 @@ def fleet(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Adapt one source to many cameras at once, on Ray; what cameras have in common is computed once.
+    """Adapt one source to many cameras at once, on Ray.
+
+    What cameras have in common is computed once.
 
     Finished cameras are kept and stopped ones go on, so the same command may be given again. `--status` reads the
     state alone: with --state or --out it needs no FLEET.yaml.

@@ -17,7 +17,7 @@ def evaluate(
     role: Annotated[str, typer.Option(help="Of a run directory: student, teacher or source_only.")] = "student",
     json_: Json = False,
 ) -> None:
-    """Accuracy of a run's network or an exported model on labelled images."""
+    """Accuracy of a network or exported model on labelled images."""
     from edgeda.evaluate import evaluate as run_evaluate
     from edgeda.report.summary import evaluation_text
 
@@ -67,7 +67,10 @@ def profile(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """GMACs, parameters, size, memory and latency in every engine that is installed, here or on a device."""
+    """GMACs, parameters, memory and latency in every engine.
+
+    In each that is installed, here or on a device.
+    """
     from edgeda.profiling import Extras
     from edgeda.profiling.session import profile as run_profile
     from edgeda.report.profiles import result_text

@@ -60,7 +60,9 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Add to folders that hold something.")] = False,
     json_: Json = False,
 ) -> None:  # fmt: skip
-    """Classify images, videos, streams and cameras: a JSON object on a line of stdout for each frame.
+    """Classify images, videos, streams and cameras.
+
+    A JSON object on a line of stdout for each frame.
 
     `latency_ms` is from when a frame was read to its answer, the waits for its batch and a free core included.
     With --json, only one object at the end. Ctrl-C ends a stream with the summary.

@@ -41,7 +41,10 @@ def compare(
     seconds: Annotated[float, typer.Option(help="Seconds of measuring for each row.", min=0.01)] = 0.5,
     json_: Json = False,
 ) -> None:
-    """Networks and exports of one or several runs in one table: accuracy, GMACs, parameters, size, latency."""
+    """Networks and exports of runs in one table.
+
+    Accuracy, GMACs, parameters, size and latency of each.
+    """
     require("torch", "train", "comparing the networks of a run")
     from edgeda.artifacts import find_run
     from edgeda.report.compare import compare_runs, compare_text
@@ -79,7 +82,10 @@ def report(
     threads: Threads = None,
     json_: Json = False,
 ) -> None:
-    """One self-contained HTML page on a run: the verdict, accuracy, what changed, what it costs."""
+    """One self-contained HTML page on a run.
+
+    The verdict, accuracy, what changed, what it costs.
+    """
     require("torch", "train", "a report on a run")
     from edgeda.artifacts import find_run
     from edgeda.report.report import write_report

@@ -14,13 +14,15 @@ from edgeda.cli_options import Json, given, naming_options
 from edgeda.console import TrainingDisplay, print_result, terminal_width
 from edgeda.errors import InputError, Interrupted, require
 
+NAMES_IN_A_LINE = 4
+
 
 class AdaptCommand(TyperCommand):
-    """`adapt`: its --help takes methods and alignments from what describes them, and loads torch only then."""
+    """`adapt`: its --help takes presets, methods and alignments from what describes them, and loads torch only then."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The usual help, with a line for every method and alignment under its option."""
-        options: list[Any] = [option for option in self.params if option.name in ("method", "alignment")]
+        """The usual help, with the presets and a line for every method and alignment under their options."""
+        options: list[Any] = [option for option in self.params if option.name in ("recipe", "method", "alignment")]
         plain = [option.help for option in options]
         for option in options:
             option.help = f"{option.help}\n\n\b\n{_choices(option.name)}"
@@ -35,8 +37,12 @@ def _choices(option: str) -> str:
     try:
         from edgeda.alignments import ALIGNMENTS
         from edgeda.methods import METHODS, summary
+        from edgeda.recipe_file import preset_names
     except ModuleNotFoundError:
         return "(to list them: pip install 'edgeda[train]')"
+    if option == "recipe":
+        names = preset_names()
+        return ",\n".join(", ".join(names[at : at + NAMES_IN_A_LINE]) for at in range(0, len(names), NAMES_IN_A_LINE))
     lines = (
         {name: summary(name) for name in METHODS}
         if option == "method"
@@ -63,7 +69,7 @@ def adapt(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="A recipe file, or a preset: digits (the default without data), default, paper."),
+        typer.Option(help="A recipe file, or a preset; default: default with your own data, digits without."),
     ] = None,
     from_: Annotated[
         str | None,
@@ -112,7 +118,9 @@ def adapt(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     json_: Json = False,
 ) -> None:
-    """Adapt a teacher to unlabelled target images while a small student learns from it (KD-UDA).
+    """Adapt a teacher to unlabelled images; a student learns along.
+
+    Joint progressive knowledge distillation and unsupervised domain adaptation (KD-UDA), or another --method.
 
     Without --source and --target it runs on built-in real images. `--from RUN --target NEW` goes on with what an
     earlier run has learned: no warm-up, and its student unchanged is what the new one is compared with.
@@ -185,9 +193,10 @@ def prune(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     json_: Json = False,
 ) -> None:
-    """Remove the channels of a run's network that matter least for both domains (TCP), and fine-tune it.
+    """Remove a network's least important channels and fine-tune it.
 
-    The result is a run directory. One that was stopped goes on with: edgeda adapt --out RUN --resume
+    Those that matter least for both domains (TCP), of a run's student or teacher. The result is a run directory; one
+    that was stopped goes on with: edgeda adapt --out RUN --resume
     """
     require("torch", "train", "pruning")
     from edgeda.adapt import adapt as run_adapt

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeda.artifacts import RunDirectory, export_command, find_model
+from edgeda.artifacts import exported_file, find_model
 from edgeda.errors import InputError, Interrupted
 from edgeda.prediction_files import Collector, Saver, check_folder
 from edgeda.prediction_sources import open_sources
@@ -27,6 +26,9 @@ from edgeda.runtime.cores import usable_cores
 from edgeda.runtime.drift import WINDOW
 
 log = logging.getLogger(__name__)
+
+SOURCES_NAMED = 3
+"""How many sources without a test of drift the summary's line names."""
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -56,7 +58,7 @@ def predict(
     an error follows: InputError when a source failed (once all others have ended) or no image could
     be read, Interrupted when files were stopped before their end.
     """
-    path = model_file(model)
+    path = exported_file(find_model(model))
     found = [source for text in sources for source in open_sources(text, retries)]
     if not found:
         raise InputError("--source is missing: an image, folder, video, rtsp:// address or camera index")
@@ -140,24 +142,6 @@ def _tell_apart(sources: Sequence[Source]) -> None:
             source.name += f" ({count})"
 
 
-def model_file(model: str | None) -> Path:
-    """The exported file of a MODEL; of a run, its exported student, or else its only exported model, which is named."""
-    found = find_model(model)
-    if not isinstance(found, RunDirectory):
-        return found
-    exported = found.exports / "student.onnx"
-    if exported.is_file():
-        return exported
-    models = found.exported_models()
-    if not models:
-        raise InputError(f"the run {found.path} has no {exported.name} yet; make it with: {export_command(found)}")
-    if len(models) > 1:
-        named = ", ".join(shlex.quote(str(path)) for path in models)
-        raise InputError(f"the run {found.path} has no {exported.relative_to(found.path)}; name one of: {named}")
-    log.info("taking the only exported model of the run, %s", models[0])
-    return models[0]
-
-
 def line(result: Result, top_k: int = 1) -> dict[str, Any]:
     """The JSON object of one frame."""
     frame = result.frame
@@ -220,16 +204,18 @@ def _drift(monitor: DriftMonitor | None, step: int) -> dict[str, Any]:
 
 
 def _untested(sources: Sequence[dict[str, Any]]) -> list[str]:
-    """For each source with too few frames for a test of drift, how many it had."""
+    """Sources with too few frames for a test of drift: how many each had; of more than a few, how many they are."""
+    untested = [source for source in sources if source.get("drift") and source["drift"]["last"] is None]
+    if len(untested) > SOURCES_NAMED:
+        return [f"drift: not tested for {len(untested)} of {len(sources)} sources, which have too few images"]
     said = []
-    for source in sources:
-        drift = source.get("drift")
-        if drift is not None and drift["last"] is None:
-            of = "" if len(sources) == 1 else f" of {source['source']}"
-            every = "" if drift["every"] == 1 else f" (one in {drift['every']} frames)"
-            said.append(
-                f"drift{of}: not tested, {drift['frames']} of the {drift['window']} images{every} that a test needs"
-            )
+    for source in untested:
+        drift = source["drift"]
+        of = "" if len(sources) == 1 else f" of {source['source']}"
+        every = "" if drift["every"] == 1 else f" (one in {drift['every']} frames)"
+        said.append(
+            f"drift{of}: not tested, {drift['frames']} of the {drift['window']} images{every} that a test needs"
+        )
     return said
 
 

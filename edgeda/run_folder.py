@@ -22,8 +22,10 @@ OUR_FOLDERS = (CHECKPOINT, "plots", "exports", *FOLDERS.values())
 
 
 def claim(out: Path | None, recipe: Recipe, resume: bool, overwrite: bool) -> Path:
-    """The run's folder; refuses one that holds something which was not asked to be replaced, or cannot be written."""
+    """The run's folder; refuses one in training, with what was not asked to be replaced, or that cannot be written."""
     folder = _chosen(out, recipe, resume, overwrite)
+    if is_training(folder):
+        raise in_training(folder)
     check_writable(folder, "--out")
     return folder
 
@@ -66,14 +68,37 @@ def refuse_other(differences: Iterable[tuple[str, Any, Any]], what: str, instead
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a run directory; the system lets go of the lock when a process dies."""
-    with (folder / LOCK).open("w") as file:
+def holding(lock: Path) -> Iterator[bool]:
+    """Whether a lock file is ours until the end of the block; the system lets go of it when a process dies."""
+    with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"another process is training in {folder}; choose another --out or wait for it") from None
+            yield False
+        else:
+            yield True
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a process, such as an `edgeda adapt` by hand, holds a run directory."""
+    if not (folder / LOCK).is_file():
+        return False
+    with holding(folder / LOCK) as free:
+        return not free
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a run directory."""
+    with holding(folder / LOCK) as free:
+        if not free:
+            raise in_training(folder)
         yield
+
+
+def in_training(folder: Path) -> InputError:
+    """What to say of a run directory that another process holds."""
+    return InputError(f"another process is training in {folder}; choose another --out or wait for it")
 
 
 def clear(folder: Path, overwrite: bool) -> None:

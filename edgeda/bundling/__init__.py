@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import edgeda
-from edgeda.artifacts import RunDirectory, export_command, find_model
+from edgeda.artifacts import RunDirectory, exported_file, find_model
 from edgeda.bundling.folder import check_place, write_folder
 from edgeda.bundling.kits import KITS, Subject
 from edgeda.errors import InputError, did_you_mean
@@ -71,17 +71,14 @@ def bundle(
 
 
 def _model_file(model: str | None) -> Path:
-    """The exported file that a MODEL argument means; of a run, its student's."""
+    """The exported file that a MODEL argument means."""
     found = find_model(model)
-    if not isinstance(found, RunDirectory):
-        if found.suffix.lower() == ".engine":
-            raise InputError(f"{found} runs on the device that built it only; bundle the .onnx file it was built from")
-        return found
-    warn_against(found)
-    exported = found.exports / "student.onnx"
-    if not exported.is_file():
-        raise InputError(f"the run {found.path} has no exported student; make it with: {export_command(found)}")
-    return exported
+    if isinstance(found, RunDirectory):
+        warn_against(found)
+    path = exported_file(found)
+    if path.suffix.lower() == ".engine":
+        raise InputError(f"{path} runs on the device that built it only; bundle the .onnx file it was built from")
+    return path
 
 
 def _manifest(path: Path) -> Manifest:

@@ -49,8 +49,8 @@ def fleet(
     what is asked for (before anything is trained), and Interrupted on Ctrl-C.
     """
     check_alone("a fleet")
-    from edgeda.cells import holding
     from edgeda.fleet.plan import Plan
+    from edgeda.run_folder import holding
 
     out = out.absolute()
     check_writable(out, "--out")

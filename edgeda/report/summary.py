@@ -71,8 +71,7 @@ def _next_commands(summary: Mapping[str, Any]) -> list[str]:
     """What to type after training: for the device that the student goes to, or to train one that guesses longer."""
     run = as_argument(summary["run"])
     if cautioned(summary):
-        recipe = shlex.quote(str(Path(summary["run"]) / RECIPE))
-        first = [("next, longer", f"edgeda adapt --recipe {recipe} --epochs {LONGER * summary['epochs']}")]
+        first = [("next, longer", f"{_again(summary)} --epochs {LONGER * summary['epochs']}")]
     else:
         role = "" if summary["verdict"]["ship"] == "adapted" else " --role source_only"
         first = [
@@ -82,6 +81,14 @@ def _next_commands(summary: Mapping[str, Any]) -> list[str]:
     commands = [*first, ("side by side", f"edgeda compare{run}")]
     width = max(len(words) for words, _ in commands)
     return [f"{words:>{width}}: {command}" for words, command in commands]
+
+
+def _again(summary: Mapping[str, Any]) -> str:
+    """What trains a run's student longer: its recipe again, or where it was pruned, what is left of it."""
+    if summary["method"] != "tcp":
+        return f"edgeda adapt --recipe {shlex.quote(str(Path(summary['run']) / RECIPE))}"
+    data = [("--from", summary["run"]), ("--target", summary["target"]), ("--target-test", summary["target_test"])]
+    return "edgeda adapt " + " ".join(f"{option} {shlex.quote(str(value))}" for option, value in data if value)
 
 
 def accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -149,9 +149,10 @@ def test_help_names_every_command(command: Edgeda):
 
     from edgeda.cli import app
 
-    text = CliRunner().invoke(app, ["--help"]).output
+    text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
     for verb in ("adapt", "evaluate", "export", "profile", "compare", "doctor"):
         assert verb in text
+    assert "..." not in text.partition("Commands:")[2], "a summary that is cut"
 
 
 def test_an_exported_run_becomes_a_kit(
@@ -181,5 +182,5 @@ def test_a_run_that_was_not_exported_is_no_kit_yet(command: Edgeda, run_director
     shutil.copytree(run_directory, tmp_path / "run", ignore=shutil.ignore_patterns("exports", "checkpoint"))
     ran = command("bundle", tmp_path / "run", "--for", "python", "--out", tmp_path / "kit")
     assert ran.code == 2
-    assert "has no exported student; make it" in ran.error
+    assert "has no student.onnx yet; make it" in ran.error
     assert not (tmp_path / "kit").exists()

@@ -134,6 +134,12 @@ def test_too_few_frames_for_a_test_of_drift_are_said(exported: Path, folders: Fo
     drift = command(*both, "--json").json["sources"][0]["drift"]
     assert drift == {"alarms": 0, "last": None, "frames": 3, "every": 20, "window": 100}
     assert "drift" not in command("predict", exported, "--source", folders.target_test).err
+    pictures = [word for path in sorted(folders.target_test.rglob("*.png"))[:4] for word in ("--source", path)]
+    assert (
+        command("predict", exported, *pictures, "--drift")
+        .err.strip()
+        .endswith("; drift: not tested for 4 of 4 sources, which have too few images")
+    )
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from edgeda.losses.mmd import joint_mmd, local_mmd
 from edgeda.losses.spectral import batch_nuclear_norm, spectral_penalty
 from edgeda.methods.kd_uda import KdUda
 from edgeda.outputs import Output
+from edgeda.recipe_file import preset_names
 from edgeda.schedules import gamma
 from tests.workshop import batch, changed, recipe, weights, workshop
 
@@ -371,6 +372,11 @@ def help_of_adapt() -> str:
     ran = CliRunner().invoke(app, ["adapt", "--help"], env={"COLUMNS": "80"})
     assert ran.exit_code == 0, ran.output
     return ran.output
+
+
+def test_help_names_every_preset():
+    listed = help_of_adapt().partition("--recipe")[2].partition("--from")[0]
+    assert [name for name in preset_names() if name not in listed.replace(",", " ").split()] == []
 
 
 def test_help_has_a_line_for_every_alignment():

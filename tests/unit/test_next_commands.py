@@ -69,3 +69,13 @@ def test_a_student_that_guesses_is_trained_longer_before_it_is_exported() -> Non
     assert commands(text) == [
         ["edgeda", "adapt", "--recipe", "runs/new/recipe.yaml", "--epochs", "12"], ["edgeda", "compare"]
     ]  # fmt: skip
+
+
+def test_a_pruned_student_that_guesses_is_trained_longer_as_it_is_now() -> None:
+    """Its recipe would prune the run it came from again."""
+    run = finished(Path("runs/small"), right=52.0)
+    run |= {"method": "tcp", "started_from": "new", "target": "my cameras/gate", "target_test": None}
+    go_on = ["edgeda", "adapt", "--from", "runs/small", "--target", "my cameras/gate", "--epochs", "12"]
+    assert commands(summary_text(run))[0] == go_on
+    labelled = commands(summary_text(run | {"target_test": "labelled"}))[0]
+    assert labelled == [*go_on[:-2], "--target-test", "labelled", *go_on[-2:]]
