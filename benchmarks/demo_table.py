@@ -1,4 +1,4 @@
-"""The README's table of the demo: several seeds of the recipe `digits`, and what each part of it is worth.
+"""A table of the demo: several seeds of the recipe `digits`, and what each part of it is worth.
 
     python benchmarks/demo_table.py --seeds 0 1 2 --out runs/demo-table
 

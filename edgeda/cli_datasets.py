@@ -25,7 +25,7 @@ Root = Annotated[
 
 @datasets.command("list")
 def list_(root: Root = None, json_: Json = False) -> None:
-    """The data sets edgeda knows by name, where each is published, and whether it is here."""
+    """Data sets known by name: where published, what is here."""
     from edgeda.data.benchmarks import data_root
     from edgeda.data.checks import listing
     from edgeda.report.datasets import listing_text
@@ -44,7 +44,7 @@ def check(
     root: Root = None,
     json_: Json = False,
 ) -> None:
-    """Count images and classes of every domain; exit code 2 when they are not as published."""
+    """Count images and classes; exit code 2 unless as published."""
     from edgeda.data.benchmarks import data_root
     from edgeda.data.checks import check as run_check
 
@@ -63,7 +63,7 @@ def prepare(
     partial: Annotated[bool, typer.Option("--partial", help="Take it even if images or classes are missing.")] = False,
     json_: Json = False,
 ) -> None:
-    """Unpack or copy a downloaded data set to where edgeda looks, then check it; all or nothing."""
+    """Put a download in place and check it; all or nothing."""
     from edgeda.data.benchmarks import data_root
     from edgeda.data.prepare import prepare as run_prepare
     from edgeda.errors import user_path

@@ -65,7 +65,9 @@ def adapt(
     ] = None,
     target_test: Annotated[
         str | None,
-        typer.Option(help="Labelled target images, used to report accuracy and for nothing else."),
+        typer.Option(
+            help="Labelled target images: reported on, never trained on; no epoch is chosen by them (but --select oracle)."
+        ),
     ] = None,
     recipe: Annotated[
         str | None,

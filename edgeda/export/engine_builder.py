@@ -84,7 +84,7 @@ def build(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     report["engine"] = {
         "package": request["package"],
         "version": trt.__version__,
-        "gpu": gpu(),
+        "gpu": None if request["package"] == "tensorrt_rtx" else gpu(),  # TensorRT for RTX builds for many
         "architecture": platform.machine(),
         "typing": "strong" if strong else "weak",
         "layers": layers,

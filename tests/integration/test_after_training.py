@@ -152,7 +152,10 @@ def test_help_names_every_command(command: Edgeda):
     text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
     for verb in ("adapt", "evaluate", "export", "profile", "compare", "doctor"):
         assert verb in text
-    assert "..." not in text.partition("Commands:")[2], "a summary that is cut"
+    for arguments in ([], ["datasets"]):
+        listed = CliRunner().invoke(app, [*arguments, "--help"], env={"COLUMNS": "80"}).output.partition("Commands:")[2]
+        assert listed
+        assert "..." not in listed, "a summary that is cut"
 
 
 def test_an_exported_run_becomes_a_kit(

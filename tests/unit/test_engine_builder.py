@@ -63,6 +63,16 @@ def test_every_version_builds_every_precision(
     assert report["parity"] is None  # it was measured on the ONNX file, not on the engine
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_only_an_engine_for_this_gpu_names_it(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of TensorRT for RTX runs on other GPUs too: it must not be refused there."""
+    install(monkeypatch, version)
+    here = {"name": "RTX 4090", "compute_capability": "8.9"}
+    monkeypatch.setattr(engine_builder, "gpu", lambda: here)
+    report = build(request_for(write_onnx(tmp_path / "student.onnx", "fp16"), version), tmp_path)
+    assert report["engine"]["gpu"] == (None if version.startswith("rtx") else here)
+
+
 @pytest.mark.parametrize("version", [version for version in VERSIONS if not version.startswith("rtx")])
 def test_every_option_on_every_version(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, version, dla_cores=2)
