@@ -66,7 +66,7 @@ def adapt(
     target_test: Annotated[
         str | None,
         typer.Option(
-            help="Labelled target images: reported on, never trained on; no epoch is chosen by them (but --select oracle)."
+            help="Labelled target images: reported on, never trained on; they choose no epoch (but --select oracle)."
         ),
     ] = None,
     recipe: Annotated[
