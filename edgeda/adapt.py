@@ -196,6 +196,9 @@ def _recipe_to_resume(out: Path | None, recipe: str | None, overrides: dict[str,
         raise InputError(f"nothing to resume in {out}: it has no {RECIPE}")
     saved = load_recipe(str(out / RECIPE))
     asked = load_recipe(recipe or str(out / RECIPE), overrides)
+    if not asked.train.threads:  # left to the machine: as many as the run has
+        train = asked.train.model_copy(update={"threads": saved.train.threads})
+        asked = asked.model_copy(update={"train": train})
     resolved = resolve(asked)
     refuse_other(saved.differences(resolved), f"the run in {out}", "leave it out to go on")
     return saved.at_workplace(asked)

@@ -112,7 +112,8 @@ def _read(path: Path) -> dict[str, Any]:
     with restoring(path):
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dict
+            # copies: what is mapped would hold the file, deleted or not, for as long as a tensor lives
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - it is no dict
         if metadata["checksum"] != _checksum(metadata["tree"], tensors):
             raise ValueError("its checksum is wrong")
         restored = _restore(json.loads(metadata["tree"]), tensors)

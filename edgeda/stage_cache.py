@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -114,20 +115,24 @@ class StageCache:
             self._save(folder, outcome)
 
     def _save(self, folder: Path, outcome: dict[str, Any]) -> None:
-        own = folder.with_name(f"{folder.name}.{os.getpid()}{PART}")  # another process may save the same stage
+        # another process may save the same stage, on another node with the same number
+        own, held = folder.with_name(f"{folder.name}.{platform.node()}-{os.getpid()}{PART}"), False
         try:
             for left in folder.parent.glob(f"{glob.escape(folder.name)}.*{PART}"):  # by a process that was killed
                 with suppress(InputError), HeldFolder(left, "saving"):
                     shutil.rmtree(left)
             make_folder(own)
             with HeldFolder(own, "saving"):
+                held = True
                 save_checkpoint(own, outcome)
                 folder.mkdir(parents=True, exist_ok=True)
                 os.replace(own / FILE, folder / FILE)
-        except OSError as error:  # the run itself goes on
-            log.warning("%s", from_os_error(error, "leaving a stage to other runs"))
+        except (InputError, OSError) as error:  # the run itself goes on
+            reason = error if isinstance(error, InputError) else from_os_error(error, "saving it")
+            log.warning("a stage is not left to other runs: %s", reason)
         finally:
-            shutil.rmtree(own, ignore_errors=True)
+            if held:
+                shutil.rmtree(own, ignore_errors=True)
 
     def _place(self, stages: list[Stage], index: int, any_target: bool = False) -> Path | None:
         stage = stages[index]

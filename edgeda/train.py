@@ -162,7 +162,8 @@ class Fit:
             ):
                 with self._explained(stage, step):
                     check_weights({role: self.network(role) for role in self.workshop.networks})
-                self._save(method)
+                with self.group.together():  # one that leaves ends the run, and the first may still be writing
+                    self._save(method)
             if stop:
                 raise Interrupted(f"stopped; go on with: edgeda adapt --out {self.folder} --resume")
 
@@ -242,7 +243,8 @@ class Fit:
         same_stage = best is not None and best["record"]["stage"] == stage.name
         if is_better(recipe.select.rule, mine, best["record"] if best and same_stage else None):
             weights = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
-            self.best[role] = {"record": mine, "weights": weights, "trained": trained}
+            kept = {name: value for name, value in trained.items() if name in weights}
+            self.best[role] = {"record": mine, "weights": weights, "trained": kept}
         for name, value in network.named_buffers():
             value.copy_(trained[name])
         return result

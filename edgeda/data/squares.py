@@ -154,7 +154,8 @@ class FileWriter:
     def __init__(self, file: BinaryIO, most: int, side: int) -> None:
         self._file, self._side, self._checksums = file, side, np.empty(most, np.uint32)
         self._count = 0
-        os.posix_fallocate(file.fileno(), 0, stored_bytes(most, side))  # a full disk shows now, not after an hour
+        if hasattr(os, "posix_fallocate"):  # macOS has none
+            os.posix_fallocate(file.fileno(), 0, stored_bytes(most, side))  # a full disk shows now, not after an hour
 
     def add(self, square: Pixels) -> None:
         """The next square."""

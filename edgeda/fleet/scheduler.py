@@ -28,6 +28,8 @@ STOPPING_S = 120
 """Seconds that runs are given to save their state after Ctrl-C."""
 QUEUED = 2
 """Work handed to Ray for each CPU: the rest waits here, whatever the size of the fleet."""
+STOPPED = "stopped"
+"""The status of a run that a signal ended, its state saved."""
 POLL_S = 0.5
 """Seconds between two looks at whether a run has done what others wait for."""
 
@@ -153,15 +155,22 @@ class _Queue:
             try:
                 result = self.ray.get(reference)
             except self.ray.exceptions.RayError as error:
-                self.deaths[job.name] = self.deaths.get(job.name, 0) + 1
-                if self.deaths[job.name] <= self.retries:
-                    log.warning("%s: its process died; trying again", job.name)
-                    self.crashed(job, self.deaths[job.name])
-                    self.waiting.appendleft(job)
-                    continue
-                reason = f"its process died {self.deaths[job.name]} times; the last: {one_line(error)}"
-                result = {"status": "failed", "reason": reason}
-            self._passed(job, result)
+                self._lost(job, "died", f"; the last: {one_line(error)}")
+                continue
+            if result["status"] == STOPPED:  # by a signal that did not come from here
+                self._lost(job, "was stopped")
+            else:
+                self._passed(job, result)
+
+    def _lost(self, job: Job, how: str, why: str = "") -> None:
+        """Its process is gone: it is tried again, or has failed."""
+        deaths = self.deaths[job.name] = self.deaths.get(job.name, 0) + 1
+        if deaths <= self.retries:
+            log.warning("%s: its process %s; trying again", job.name, how)
+            self.crashed(job, deaths)
+            self.waiting.appendleft(job)
+        else:
+            self._passed(job, {"status": "failed", "reason": f"its process {how}, {deaths} times in all{why}"})
 
     def _passed(self, job: Job, result: Record) -> None:
         if job.shares is not None and self.leaders.get(job.shares) == job:
@@ -187,7 +196,7 @@ class _Queue:
                     result = self.ray.get(reference)
                 except self.ray.exceptions.RayError:
                     continue
-                if result["status"] != "stopped":
+                if result["status"] != STOPPED:
                     self.ended(self.running[reference], result)
 
 
@@ -204,7 +213,7 @@ def _on_node(function: Function, version: str, work: Record) -> Record:
             raise InputError(f"there is no folder {work['cwd']}; all nodes need the driver's working directory")
         return function(work)
     except (Interrupted, KeyboardInterrupt):
-        return {"status": "stopped"}
+        return {"status": STOPPED}
     except EdgedaError as error:
         reason = one_line(error)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -167,3 +168,17 @@ def test_a_stage_that_a_killed_process_was_saving_is_removed_and_one_that_is_bei
         object.__new__(StageCache)._save(tmp_path / "joint-ab", {"position": 1})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["joint-ab", "joint-ab.8.part", "joint-cd.7.part"]
     assert load_checkpoint(tmp_path / "joint-ab") == {"position": 1}
+
+
+def test_a_stage_that_another_holds_is_left_to_it_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A process of the same number on a node of the same name, in two containers; or one that sweeps."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    monkeypatch.setattr(platform, "node", lambda: "gate")
+    theirs = tmp_path / "joint-ab.gate-7.part"
+    theirs.mkdir()
+    with HeldFolder(theirs, "saving"):
+        object.__new__(StageCache)._save(tmp_path / "joint-ab", {"position": 1})
+    assert [path.name for path in tmp_path.iterdir()] == [theirs.name]
+    assert "a stage is not left to other runs: another process is saving" in caplog.text

@@ -9,8 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
+import torch
 import yaml
 from safetensors.numpy import load_file
 
@@ -97,6 +100,24 @@ def test_source_only_ships_the_source_only_student(command: Edgeda, folders: Fol
     assert ran.json["accuracy"]["student"] == ran.json["accuracy"]["source_only"]
     compared = command("compare", out, "--seconds", 0.05, "--json")
     assert compared.code == 0, compared.err
+
+
+def test_backbones_with_buffers_that_are_not_saved(
+    command: Edgeda, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As those of many transformers: a later stage begins with the selected weights of an earlier one."""
+    create = timm.create_model
+
+    def with_a_grid(name: str, **options: Any) -> torch.nn.Module:
+        model: torch.nn.Module = create(name, **options)
+        model.register_buffer("grid", torch.arange(3.0), persistent=False)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", with_a_grid)
+    ran = command(
+        "adapt", *folders.arguments, *TINY, "--method", "uda-then-kd", "--epochs", 1, "--out", tmp_path / "run"
+    )
+    assert ran.code == 0, ran.err
 
 
 def test_end_to_end_and_per_domain_batchnorm_run(command: Edgeda, folders: Folders, tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 
-from edgeda.adapt import adapt
+import edgeda.adapt
+from edgeda.adapt import adapt, adapt_recipe
+from edgeda.checkpoint import load_checkpoint
 from edgeda.distributed import launch
-from edgeda.errors import InputError, WorkerLost
+from edgeda.errors import InputError, Interrupted, WorkerLost, WrongKey
+from edgeda.recipe import Recipe
 from edgeda.recipe_file import load_recipe
 from edgeda.watching import Deaf
 from tests.conftest import TINY, Edgeda, Folders
@@ -110,6 +114,58 @@ def test_a_killed_worker_ends_the_run_which_goes_on_as_torchrun_would_have(
     assert (tmp_path / "whole" / "student.safetensors").read_bytes() == (killed / "student.safetensors").read_bytes()
     assert adapt(recipe, killed, Deaf(), resume=True)["devices"] == 2  # finished: nothing is started
     assert len(killer.started) == 4
+
+
+class Stops(Deaf):
+    """Asks for the run to be stopped as Ctrl-C does, after some steps."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def step(self, pairs: int) -> None:
+        self.left -= 1
+        handler = signal.getsignal(signal.SIGINT)
+        if not self.left and callable(handler):
+            handler(signal.SIGINT, None)
+
+
+@TWO_CORES
+def test_a_run_that_is_stopped_is_saved_however_slow_the_disk(
+    folders: Folders, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The first process writes for longer than the launcher waits for it once another one has left."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    slow = (
+        "import time, edgeda.checkpoint as c; write = c._write; "
+        f"c._write = lambda *a: (time.sleep({launch.SETTLE_S + 1}), write(*a)); "
+    )
+    monkeypatch.setattr(launch, "BOOT", launch.BOOT.replace("from edgeda", f"{slow}from edgeda"))
+    recipe = Recipe.model_validate(values(folders, 3, method="source-only", train={"devices": 2, "warmup_epochs": 0}))
+    with pytest.raises(Interrupted, match=r"stopped; go on with: edgeda adapt --out .*run --resume"):
+        adapt(recipe, tmp_path / "run", Stops(after=2))
+    state = load_checkpoint(tmp_path / "run" / "checkpoint")
+    assert state is not None
+    assert state["position"][1] >= 2
+
+
+@TWO_CORES
+def test_a_run_on_devices_goes_on_with_the_recipe_it_was_started_with(
+    folders: Folders, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A process of two has half the threads: that is the run's, whatever one process alone would take."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    asked = values(folders, 1, method="source-only", train={"devices": 2, "warmup_epochs": 0, "threads": 0})
+    (tmp_path / "recipe.yaml").write_text(json.dumps(asked))
+    recipe, run = adapt_recipe(str(tmp_path / "recipe.yaml"), {}, [], tmp_path / "run", False), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        adapt(recipe, run, Stops(after=2))
+    monkeypatch.setattr(edgeda.adapt, "threads_here", lambda: 7)
+    again = adapt_recipe(str(tmp_path / "recipe.yaml"), {}, [], run, True)
+    assert again.train.threads == load_recipe(str(run / "recipe.yaml")).train.threads
+    with pytest.raises(WrongKey, match=r"train\.threads.* now 7 is asked for"):
+        adapt_recipe(str(tmp_path / "recipe.yaml"), {"train.threads": 7}, [], run, True)
 
 
 def test_a_worker_that_is_not_understood_ends_the_run_in_one_line(

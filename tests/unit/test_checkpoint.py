@@ -93,6 +93,13 @@ def test_saving_changes_nothing_of_the_state(tmp_path):
     assert parameter.requires_grad
 
 
+def test_what_was_loaded_does_not_hold_the_file(tmp_path):
+    """Else a resumed run that is saved again has three on the disk, one without a name."""
+    loaded = round_trip(tmp_path, {"weights": torch.arange(10.0)})
+    assert FILE not in Path("/proc/self/maps").read_text()
+    assert loaded["weights"].tolist() == list(range(10))
+
+
 def test_a_later_checkpoint_replaces_the_earlier(tmp_path):
     save_checkpoint(tmp_path, {"position": 1})
     assert round_trip(tmp_path, {"position": 2}) == {"position": 2}

@@ -96,6 +96,14 @@ def test_cached_images_are_those_decoded_and_are_decoded_once(folder, place, dec
     assert len(entries(place)) == len(list(place.iterdir())) == 1
 
 
+def test_where_files_cannot_be_made_large_beforehand(folder, place, monkeypatch):
+    """As on macOS."""
+    plain = read(folder, None)
+    monkeypatch.delattr(os, "posix_fallocate")
+    assert equal(read(folder, place), plain)
+    assert isinstance(read(folder, place).squares, FileSquares)
+
+
 def test_chosen_images_of_a_cached_domain_are_not_copied_and_equal(folder, place):
     plain, cached = read(folder, None), read(folder, place)
     chosen = np.array([4, 0, 3])

@@ -137,6 +137,30 @@ def test_a_process_that_dies_is_tried_again_and_no_more_than_asked_for():
     assert deaths == [1, 2]
 
 
+def test_a_worker_that_is_stopped_alone_is_tried_again():
+    """As by `ray stop` on its node; the others go on."""
+    stops = []
+
+    def stopped_once(work: Record) -> Record:
+        if not stops:
+            raise Interrupted("stopped; go on with: ...")
+        return done(work)
+
+    def stopped_always(work: Record) -> Record:
+        raise KeyboardInterrupt
+
+    jobs = [Job("a", {}, stopped_once, shares="s"), Job("b", {}, done, shares="s"), Job("c", {}, stopped_always)]
+    results: list[tuple[str, Record]] = []
+    run_jobs(
+        FakeRay(), jobs, lambda job, result: results.append((job.name, result)), retries=1,
+        crashed=lambda job, attempt: stops.append((job.name, attempt)),
+    )  # fmt: skip
+    assert stops == [("a", 1), ("c", 1)]
+    found = dict(results)
+    assert [name for name, result in results if result["status"] == "finished"] == ["a", "b"], "a leads: it goes on"
+    assert found["c"] == {"status": "failed", "reason": "its process was stopped, 2 times in all"}
+
+
 def test_on_ctrl_c_runs_are_cancelled_and_what_finished_is_noted():
     def interrupted(work: Record) -> Record:
         return done(work)
