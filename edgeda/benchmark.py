@@ -238,6 +238,7 @@ def _make_cell(planned: Planned, out: Path, watcher: Watcher, overwrite: bool) -
             return False
         again = overwrite and bool(differences(planned.folder, planned.recipe))
         if (planned.folder / SUMMARY).is_file() and not again:
+            log.info("  it is finished")
             return True
         sweep(planned.folder)
         try:
