@@ -69,7 +69,7 @@ def test_a_slow_reader_of_results_holds_files_back_and_live_sources_drop(classif
     with Pipeline(classifier, [file, live], workers=2) as results:
         waiting = iter(results)
         next(waiting)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while live.given < 3_000 and time.monotonic() < deadline:
             time.sleep(0.01)
         # at most: waiting in the feed, in the workers' hands, ready, and the one the reader holds

@@ -95,7 +95,7 @@ def test_a_command_that_takes_too_long_is_ended_there(sshd: Sshd) -> None:
     with pytest.raises(MachineError, match="did not finish within 1 s while running sleep there"), connect(sshd) as far:
         far.run(["sleep", marker], timeout_s=1)
     assert sshd.leftovers() == []
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while _is_running(marker) and time.monotonic() < end:
         time.sleep(0.05)
     assert not _is_running(marker)
