@@ -65,6 +65,8 @@ def predict(
     if len({source.address for source in found}) < len(found):
         raise InputError("the same --source is given twice")
     _tell_apart(found)
+    if save and collect and save.resolve() == collect.resolve():
+        raise InputError("--save and --collect name one folder; give each its own")
     for folder, option in ((save, "--save"), (collect, "--collect")):
         if folder is not None:
             check_folder(folder, option, overwrite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from pathlib import Path
 
 from edgeda.data.image_files import IMAGE_SUFFIXES, LIST_SUFFIXES, VIDEO_SUFFIXES, any_folder, image_list
@@ -19,13 +20,14 @@ def open_sources(text: str, retries: int | None = None) -> list[Source]:
     path = user_path(text)
     if path.is_dir():
         images = any_folder(path).paths
-        videos = [VideoFile(file) for file in sorted(path.iterdir()) if file.suffix.lower() in VIDEO_SUFFIXES]
+        shown = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        videos = [VideoFile(file) for file in shown if file.suffix.lower() in VIDEO_SUFFIXES]
         if not images and not videos:
             raise InputError(f"no images or videos in {path}")
         return [*([ImageFiles(text, images, path)] if images else []), *videos]
     if path.exists():
         return _files([path], text)
-    if text.isdigit():
+    if re.fullmatch(r"[0-9]{1,4}", text):
         return [Stream(text, retries)]
     matched = sorted(Path(name) for name in glob.glob(str(path), recursive=True)) if glob.has_magic(text) else []
     files = [file for file in matched if file.is_file()]

@@ -76,7 +76,7 @@ class RateLine:
     def show(self) -> None:
         """Print when it is time."""
         now = time.monotonic()
-        if now < self._due:
+        if sys.stderr is None or now < self._due:
             return
         self._due = now + self._period
         tally = self._tally

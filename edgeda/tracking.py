@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -98,7 +99,8 @@ class _MlFlow:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for key, value in values.items():
-            self._client.log_metric(self._run, key, value, step=step)
+            allowed = re.sub(r"[^\w.\- :/]", "-", key)  # cdan+e is an alignment
+            self._client.log_metric(self._run, allowed, value, step=step)
 
     def close(self, finished: bool) -> None:
         self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")

@@ -19,6 +19,8 @@ _MADE_ON_THE_DEVICE = ("*.engine", "__pycache__")
 
 def check_place(out: Path, overwrite: bool) -> None:
     """InputError unless a kit may be written to `out`."""
+    if out.name in ("", ".."):
+        raise InputError(f"--out {out}: name the kit's folder itself, such as {out / 'gate-camera'}")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise InputError(f"--out {out} is a {'link' if out.is_symlink() else 'file'}; give a folder")
     check_writable(out.parent, "--out")

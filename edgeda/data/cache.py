@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import features
 
 from edgeda.data.domains import Domain
-from edgeda.data.squares import FileSquares, FileWriter, Writer, stored_bytes
+from edgeda.data.squares import FileSquares, FileWriter, Passing, Writer, stored_bytes
 from edgeda.runtime.preprocessing import Preprocessing
 from edgeda.user_cache import cache_folder
 
@@ -115,8 +115,12 @@ class SquareCache:
             with self._locked():
                 self._make_room(stored_bytes(len(wanted), side))
                 writer = FileWriter(part, len(wanted), side)
-            found = writer.finish(*fill(writer))
-            if domain.stamp(wanted) == stamp:
+            kept, unreadable = fill(writer)
+            found = writer.finish(kept, unreadable)
+            if any(isinstance(why, Passing) for why in unreadable):
+                log.warning("%s: some files could not be read this time: not kept for other runs", domain.name)
+                path.unlink()
+            elif domain.stamp(wanted) == stamp:
                 os.replace(path, place)
             else:
                 log.warning("%s: files changed while they were decoded: not kept for other runs", domain.name)

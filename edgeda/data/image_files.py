@@ -95,13 +95,20 @@ def image_list(path: Path, labelled: bool) -> FileDomain:
 def _split(text: str) -> tuple[str, str | None]:
     """The path and the label of a line of an image list; None when it has a path only."""
     if "," in text:
+        path, _, label = (part.strip() for part in text.rpartition(","))
+        if label and _is_image(path) and not _is_image(label):  # labels may have spaces in them
+            return path, label
         parts = _LISTED.fullmatch(text)
         head, last = parts.groups() if parts else ("", text)
     else:  # the same, faster
         head, last = words if len(words := text.rsplit(None, 1)) == 2 else ("", text)
-    if head and os.path.splitext(last)[1].lower() not in IMAGE_SUFFIXES:
+    if head and not _is_image(last):
         return head, last
     return text, None
+
+
+def _is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 def _images_below(folder: Path, ignored: list[str]) -> Iterator[str]:

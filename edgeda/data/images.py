@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import tempfile
@@ -23,6 +24,7 @@ from edgeda.data.squares import (
     FileSquares,
     FileWriter,
     MemoryWriter,
+    Passing,
     Squares,
     Stored,
     UsedSquares,
@@ -179,6 +181,11 @@ def spread(count: int, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
+def _may_pass(cause: BaseException | None) -> bool:
+    """Whether a file may be read another time as it is: the system refused it, and not for being gone."""
+    return isinstance(cause, MemoryError) or getattr(cause, "errno", None) not in (None, errno.ENOENT)
+
+
 def _read_all(domain: Domain, indices: list[int], preprocessing: Preprocessing) -> Iterator[tuple[int, Pixels | str]]:
     """Items in order with their squares, or with why there is none; several threads decode a little ahead."""
 
@@ -186,7 +193,8 @@ def _read_all(domain: Domain, indices: list[int], preprocessing: Preprocessing) 
         try:
             return index, square_pixels(domain.read(index), preprocessing)
         except InputError as error:
-            return index, printable(str(error))
+            why = printable(str(error))
+            return index, Passing(why) if _may_pass(error.__cause__) else why
 
     if domain.sequential:
         yield from map(read, indices)

@@ -32,6 +32,10 @@ MOST_BAD = 1000
 """Unreadable images in a row, of a domain decoded as it is used, after which something is wrong with all of it."""
 
 
+class Passing(str):
+    """Why an item cannot be read now, though there may be nothing wrong with it."""
+
+
 class Squares(Protocol):
     """uint8 RGB `(N, S, S, 3)`, read by slices or by arrays of indices: an array, or one of the classes below."""
 

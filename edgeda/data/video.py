@@ -29,6 +29,10 @@ class VideoDomain(Domain):
         try:
             frames = int(capture.get(self._cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
             rate = float(capture.get(self._cv2.CAP_PROP_FPS)) or 25.0
+            if frames <= 0 and capture.isOpened():  # a recording that was piped or cut off does not say
+                frames = 0
+                while capture.grab():
+                    frames += 1
         finally:
             capture.release()
         if frames <= 0:

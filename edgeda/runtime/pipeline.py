@@ -8,10 +8,11 @@ core waits for another, which is why this reaches what the cores allow. Memory i
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from threading import Thread
+from threading import Semaphore, Thread
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +25,8 @@ from edgeda.runtime.pictures import decoded
 from edgeda.runtime.preprocessing import Pixels
 from edgeda.runtime.queues import Feed, Finished, InOrder
 from edgeda.runtime.sources import Frame, Source
+
+log = logging.getLogger(__name__)
 
 FILE_BATCH = 4
 """Of files, whose frames never wait for a camera: the weights of the network are fetched once for so many frames."""
@@ -81,6 +84,8 @@ class Pipeline:
         self._stopped = False
         count = workers or usable_cores()
         self._feed: Feed[Frame] = Feed(len(self.sources), capacity=max(2, self._batch_size * 2))
+        self._files = Semaphore(count)
+        """Files that are read at once: each holds a decoder and frames that wait."""
         self._results: InOrder[list[Result]] = InOrder(count, most_ahead=4 * count)
         self._threads = [Thread(target=self._read, args=(at,), daemon=True) for at in range(len(self.sources))]
         self._threads += [Thread(target=self._work, daemon=True) for _ in range(count)]
@@ -122,16 +127,23 @@ class Pipeline:
                 yield result
 
     def _read(self, at: int) -> None:
-        source = self.sources[at]
+        source, held = self.sources[at], False
         try:
+            while not source.live and not (held := self._files.acquire(timeout=_POLL_S)):
+                if self._stopped:
+                    return
             for frame in source.frames(lambda: self._stopped):
                 if not self._feed.put(at, frame, source.live):
                     break
         except EdgedaError as error:
             self.failures.append(error)
+            if len(self.sources) > 1:
+                log.warning("%s; the other sources go on", error)
         except BaseException as error:  # noqa: BLE001 - SystemExit too: a thread's end is raised where results are read
             self._results.fail(error)
         finally:
+            if held:
+                self._files.release()
             self._feed.end()
 
     def _work(self) -> None:

@@ -107,7 +107,9 @@ class VideoFile(Source):
                 decoded, pixels = capture.read()
                 if not decoded:
                     break
-                yield Frame(self, index, pixels, time.monotonic(), index / self.rate)
+                at = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000  # its own time: the rate of a film may vary
+                at = at if np.isfinite(at) and at > 0 else index / self.rate
+                yield Frame(self, index, pixels, time.monotonic(), at)
                 index += 1
             else:
                 return
@@ -143,6 +145,7 @@ class Stream(Source):
         while not stopped():
             capture = self._open(cv2)
             got = 0
+            announced = capture.get(cv2.CAP_PROP_FRAME_COUNT) if capture.isOpened() and not self.is_camera else 0
             try:
                 while not stopped() and capture.isOpened():
                     decoded, pixels = capture.read()
@@ -157,6 +160,12 @@ class Stream(Source):
             finally:
                 capture.release()
             if stopped():
+                return
+            if got and announced > 0:  # what is live has no length
+                self.notes.append(
+                    f"{self.name} is a file and has ended, {got} of about {announced:.0f} frames read, as fast as they "
+                    "came: download it to have every frame classified"
+                )
                 return
             failed = 1 if got else failed + 1
             self._give_up_after(failed, started=index > 0)

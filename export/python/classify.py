@@ -13,15 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeda.errors import EdgedaError
 from edgeda.runtime import Classifier
 
 MODEL = Path(__file__).with_name("$model")
 
 
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".jp2")
+
+
 def frames(source: "str | None"):
-    """RGB frames, uint8 (H, W, 3)."""
+    """An image file, or RGB frames, uint8 (H, W, 3)."""
     if source is None:
         yield np.broadcast_to(np.linspace(0, 255, 320, dtype=np.uint8)[None, :, None], (240, 320, 3)).copy()
+        return
+    if source.lower().endswith(IMAGES) and "://" not in source:
+        yield Path(source)  # opened as in training: upright, transparency on black, 16 bits scaled
         return
     import cv2
 
@@ -54,7 +61,10 @@ def main() -> None:
         if number % arguments.every:
             continue
         started = time.perf_counter()
-        best = classify(frame)[0]
+        try:
+            best = classify(frame)[0]
+        except EdgedaError as error:
+            sys.exit(f"error: {error}")
         took = (time.perf_counter() - started) * 1000
         seen += 1
         line = {"frame": number, "label": best.label, "probability": round(best.probability, 4), "ms": round(took, 2)}

@@ -6,6 +6,7 @@ python client.py --url localhost:8000 --image picture.jpg
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -39,11 +40,12 @@ def main() -> None:
     batch = np.repeat(pixels(arguments.image)[None], BATCH, axis=0)
     given = triton.InferInput("$input", list(batch.shape), "FP32")
     given.set_data_from_numpy(batch)
-    wanted = triton.InferRequestedOutput("$output", class_count=min(3, CLASSES))
-    answer = triton.InferenceServerClient(arguments.url).infer(MODEL, [given], outputs=[wanted]).as_numpy("$output")
-    for line in answer.reshape(BATCH, -1)[0]:  # "probability:index:label"
-        probability, index, label = line.decode("utf-8", "replace").split(":", 2)
-        print(json.dumps({"label": label, "index": int(index), "probability": float(probability)}))
+    answer = triton.InferenceServerClient(arguments.url).infer(MODEL, [given]).as_numpy("$output")
+    probabilities = answer.reshape(BATCH, CLASSES)[0]
+    listed = Path(__file__).with_name("model_repository") / MODEL / "labels.txt"
+    labels = listed.read_text(encoding="utf-8").split("\n") if listed.is_file() else [""] * CLASSES
+    for index in np.argsort(-probabilities, kind="stable")[:3].tolist():
+        print(json.dumps({"label": labels[index], "index": index, "probability": float(probabilities[index])}))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import cv2
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgeda.cli_predict import stopped_by_signals
 from edgeda.data import load_test
 from edgeda.inference import predict_logits
 from edgeda.models import load_network
+from edgeda.prediction_tally import RateLine, Tally
 from edgeda.runtime import Classifier, DriftMonitor, DriftReference
 from tests.conftest import Edgeda, Folders
 
@@ -152,6 +155,9 @@ def test_too_few_frames_for_a_test_of_drift_are_said(exported: Path, folders: Fo
         (["--source", "text.mp4"], "no frames can be read from the video text.mp4"),
         (["--source", "text.mp4", "--source", "text.mp4"], "given twice"),
         (["--source", "text.jpg"], "no image could be read (1 tried)"),
+        (["--source", "20260101123000"], "no such file, folder, address or camera: 20260101123000"),
+        (["--source", "²"], "no such file, folder, address or camera: ²"),
+        (["--source", "text.jpg", "--save", "a", "--collect", "./a"], "--save and --collect name one folder"),
         (["--source", "rtsp://127.0.0.1:9/x", "--retries", "1"], "no frames from rtsp://127.0.0.1:9/x in 1 tries"),
     ],
 )
@@ -227,3 +233,31 @@ def test_it_stops_cleanly(exported: Path, folders: Folders, environment, tmp_pat
     capture = cv2.VideoCapture(str(tmp_path / "out" / "film.mp4"))
     assert 0 < int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) < 6000
     capture.release()
+
+
+def test_hidden_files_of_a_folder_are_passed_over(exported: Path, folders: Folders, command: Edgeda, tmp_path: Path):
+    """macOS leaves them beside what was copied from it."""
+    (tmp_path / "films").mkdir()
+    film(tmp_path / "films" / "a.avi", folders, frames=3)
+    (tmp_path / "films" / "._a.avi").write_bytes(b"no film")
+    ran = command("predict", exported, "--source", tmp_path / "films", "--json")
+    assert (ran.code, ran.json["frames"]) == (0, 3), ran.err
+
+
+def test_a_signal_that_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch):
+    """As Ctrl-C is in the background of a script."""
+    kept: dict[int, object] = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
+    monkeypatch.setattr(signal, "getsignal", kept.__getitem__)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: kept.__setitem__(number, handler))
+    pipeline = types.SimpleNamespace(stop=lambda: None)
+    with stopped_by_signals(pipeline):  # type: ignore[arg-type]
+        assert kept[signal.SIGINT] == signal.SIG_IGN
+        assert callable(kept[signal.SIGTERM])
+
+
+def test_the_line_of_progress_needs_no_stderr(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    line = RateLine(Tally([]))
+    line._due = 0.0
+    line.show()
+    line.close()

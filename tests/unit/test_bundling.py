@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,8 +185,73 @@ def test_trtexec_is_given_a_range_of_batches_only_where_there_is_one(tmp_path: P
     path = bundle(str(write_model(tmp_path / "m.onnx", batch=batch)), "deepstream", tmp_path / "kit").path
     (command,) = re.findall(r"--onnx=model.onnx.*?\n\n", (path / "README.md").read_text(), re.DOTALL)
     shapes = [f"--{option}Shapes=pixels:1x3x{SIZE}x{SIZE}" for option in ("min", "opt", "max")]
-    saved = ["--onnx=model.onnx", "--saveEngine=model_fp32.engine"]
+    saved = ["--onnx=model.onnx", f"--saveEngine=model.onnx_b{1 if batch == 'batch' else batch}_gpu0_fp32.engine"]
     assert command.replace("\\\n", " ").split() == saved + (shapes if batch == "batch" else [])
+
+
+@pytest.mark.parametrize("kind", ["primary", "secondary"])
+def test_nvinfer_finds_the_engine_that_it_has_built(tmp_path: Path, kind: str):
+    """It saves <onnx-file>_b<batch-size>_gpu<gpu-id>_<precision>.engine, whatever model-engine-file says."""
+    path = bundle(str(write_model(tmp_path / "m.onnx")), "deepstream", tmp_path / "kit").path
+    found = dict(
+        line.split("=", 1) for line in (path / f"config_infer_{kind}.txt").read_text().splitlines()
+        if "=" in line and not line.startswith("#")
+    )  # fmt: skip
+    precision = {"0": "fp32", "1": "int8", "2": "fp16"}[found["network-mode"]]
+    saved = f"{found['onnx-file']}_b{found['batch-size']}_gpu{found['gpu-id']}_{precision}.engine"
+    assert found["model-engine-file"] == saved
+    said = (path / "README.md").read_text()
+    assert f" into `{saved}`" in said or f"--saveEngine={saved}" in said
+
+
+@pytest.mark.parametrize("batch", ["batch", 4])
+def test_tritons_client_prints_the_likeliest_classes(
+    tmp_path: Path, batch: int | str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Of a model with a fixed batch too, whose answer has several rows; the stand-in for a server runs the graph."""
+    import runpy
+    import types
+
+    path = write_model(tmp_path / "m.onnx", batch=batch)
+    made = bundle(str(path), "triton", tmp_path / "kit", "m")
+    graph = (made.path / "model_repository/m/1/model.onnx").read_bytes()
+
+    class Given:
+        def __init__(self, name: str, shape: list[int], kind: str) -> None:
+            self.shape, self.kind = shape, kind
+
+        def set_data_from_numpy(self, values: np.ndarray) -> None:
+            assert (list(values.shape), self.kind) == (self.shape, "FP32")
+            self.values = values
+
+    class Server:
+        def __init__(self, url: str) -> None: ...
+
+        def infer(self, model: str, inputs: list[Given]) -> Any:
+            found = probabilities(graph, inputs[0].values)
+            return types.SimpleNamespace(as_numpy=lambda name: found)
+
+    http = types.SimpleNamespace(InferInput=Given, InferenceServerClient=Server)
+    monkeypatch.setitem(sys.modules, "tritonclient", types.SimpleNamespace(http=http))
+    monkeypatch.setitem(sys.modules, "tritonclient.http", http)
+    monkeypatch.setattr(sys, "argv", ["client.py"])
+    runpy.run_path(str(made.path / "client.py"), run_name="__main__")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    ramp = np.repeat(np.broadcast_to(np.linspace(0, 255, SIZE, dtype=np.float32), (3, SIZE, SIZE))[None], 4, axis=0)
+    wanted = probabilities(graph, ramp if batch == 4 else ramp[:1])[0]
+    assert [line["index"] for line in lines] == np.argsort(-wanted)[:3].tolist()
+    labels = (made.path / "model_repository/m/labels.txt").read_text().splitlines()
+    assert [line["label"] for line in lines] == [labels[line["index"]] for line in lines]
+    assert lines[0]["probability"] == pytest.approx(float(wanted.max()), abs=1e-5)
+
+
+@pytest.mark.parametrize("out", [".", "..", "kits/.."])
+def test_a_kit_needs_a_folder_of_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str):
+    model = write_model(tmp_path / "m.onnx")
+    (tmp_path / "empty" / "kits").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(InputError, match=r"name the kit's folder itself, such as .*gate-camera"):
+        bundle(str(model), "python", Path(out))
 
 
 def test_a_model_of_central_squares_is_told_how_to_crop(tmp_path: Path):

@@ -104,6 +104,25 @@ def test_where_files_cannot_be_made_large_beforehand(folder, place, monkeypatch)
     assert isinstance(read(folder, place).squares, FileSquares)
 
 
+@pytest.mark.parametrize("cause", [PermissionError(errno.EACCES, "denied"), MemoryError("no memory")])
+def test_a_file_that_could_not_be_read_this_time_is_not_left_out_for_ever(folder, place, monkeypatch, caplog, cause):
+    """Nothing of the file itself changes when it may be read again."""
+    plain, reading = read(folder, None), Image.open
+
+    def refused(path: Path, **options: object) -> Image.Image:
+        if path.name == "4.jpg":
+            raise cause
+        return reading(path, **options)
+
+    monkeypatch.setattr(Image, "open", refused)
+    assert len(read(folder, place)) == 5
+    assert "some files could not be read this time: not kept for other runs" in caplog.text
+    assert entries(place) == []
+    monkeypatch.setattr(Image, "open", reading)
+    assert equal(read(folder, place), plain)
+    assert len(entries(place)) == 1
+
+
 def test_chosen_images_of_a_cached_domain_are_not_copied_and_equal(folder, place):
     plain, cached = read(folder, None), read(folder, place)
     chosen = np.array([4, 0, 3])

@@ -223,6 +223,8 @@ def test_a_list_with_names(tmp_path):
         ("two  spaces.png 3", "two  spaces.png", "3"),
         ("Smith, John.png 3", "Smith, John.png", "3"),
         ("Smith,John.png,mug", "Smith,John.png", "mug"),
+        ("img 1.jpg,traffic light", "img 1.jpg", "traffic light"),
+        ("img,1.jpg , traffic light ", "img,1.jpg", "traffic light"),
         ("帽子/été.png 帽子", "帽子/été.png", "帽子"),
         ("a.png ²", "a.png", "²"),
         ("a.png --3", "a.png", "--3"),
@@ -247,9 +249,9 @@ def test_a_list_without_a_label_names_the_line(tmp_path):
 
 
 def test_an_unlabelled_list_may_have_labels_or_not(tmp_path):
-    (tmp_path / "list.txt").write_text("a.png 1\nmy cat.png\nb, c.png\tmug\n\n# end\n")
+    (tmp_path / "list.txt").write_text("a.png 1\nmy cat.png\nb, c.png\tmug\na.png,b.png\nd.png,traffic light\n# end\n")
     domain = open_unlabelled(str(tmp_path / "list.txt"), VIDEO)
-    assert names_of(domain, tmp_path) == ["a.png", "my cat.png", "b, c.png"]
+    assert names_of(domain, tmp_path) == ["a.png", "my cat.png", "b, c.png", "a.png,b.png", "d.png"]
 
 
 @pytest.mark.parametrize("content", [b"", b"# nothing\n\n"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgeda.bundling import bundle
 from edgeda.bundling.wheel import WHEEL
+from edgeda.data.image_files import IMAGE_SUFFIXES
 from edgeda.errors import InputError
 from edgeda.runtime import Classifier
 from edgeda.runtime.backends import read_manifest
@@ -52,9 +55,24 @@ def test_the_python_kit_runs_by_itself(model: Path, tmp_path: Path):
     (line,) = done.stdout.splitlines()
     expected = Classifier(model)(picture)[0]
     assert json.loads(line)["probability"] == pytest.approx(expected.probability, abs=1e-4)
+    turned = Image.fromarray(picture)  # as a telephone held upright makes them
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    done = run_kit(made.path, "classify.py", "--source", str(tmp_path / "turned.png"))
+    wanted = Classifier(model)(tmp_path / "turned.png")[0].probability
+    assert wanted != pytest.approx(expected.probability, abs=1e-4)
+    assert json.loads(done.stdout)["probability"] == pytest.approx(wanted, abs=1e-4)
+    spoilt = run_kit(made.path, "classify.py", "--source", "no-such-file.jpg")
+    assert (spoilt.returncode, spoilt.stderr) == (1, "error: no such image: no-such-file.jpg\n")
     missing = run_kit(made.path, "classify.py", "--source", "no-such-file.mp4")
     assert missing.returncode == 1
     assert missing.stderr.splitlines()[-1].startswith("error: cannot open no-such-file.mp4")
+
+
+def test_the_python_kit_knows_every_kind_of_image(model: Path, tmp_path: Path):
+    made = bundle(str(model), "python", tmp_path / "kit")
+    assert frozenset(runpy.run_path(str(made.path / "classify.py"))["IMAGES"]) == IMAGE_SUFFIXES
 
 
 def system_python() -> str:

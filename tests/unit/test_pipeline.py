@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -81,11 +83,12 @@ def test_a_slow_reader_of_results_holds_files_back_and_live_sources_drop(classif
     assert not any(thread.is_alive() for thread in results._threads)
 
 
-def test_a_source_that_fails_does_not_end_the_others(classifier: Classifier) -> None:
+def test_a_source_that_fails_does_not_end_the_others(classifier: Classifier, caplog) -> None:
     with Pipeline(classifier, [Made("bad", 2, InputError("bad: gone")), Made("good", 30)]) as results:
         found = list(results)
     assert len(found) == 32
     assert [str(failure) for failure in results.failures] == ["bad: gone"]
+    assert caplog.messages == ["bad: gone; the other sources go on"]
     with pytest.raises(ZeroDivisionError), Pipeline(classifier, [Made("bug", 2, ZeroDivisionError())]) as results:
         list(results)
 
@@ -138,7 +141,7 @@ def test_an_unreadable_image_keeps_its_place(classifier: Classifier, tmp_path: P
 def test_a_video_gives_every_frame_with_its_time(classifier: Classifier, tmp_path: Path) -> None:
     with Pipeline(classifier, [VideoFile(film(tmp_path / "film.avi", 12))], keep_pictures=True) as results:
         found = list(results)
-    assert [one.frame.time_s for one in found] == [index / 10 for index in range(12)]
+    assert [one.frame.time_s for one in found] == pytest.approx([index / 10 for index in range(12)])
     assert found[0].picture.shape == (48, 64, 3)
     reds = [one.prediction.probabilities[0] for one in found if one.prediction]
     assert reds == sorted(reds)  # BGR frames were read as BGR: more and more red
@@ -235,3 +238,58 @@ def test_sources_take_turns() -> None:
     for _ in range(3):
         feed.end()
     assert feed.take(1) is None
+
+
+def test_a_file_behind_an_address_ends(classifier: Classifier, camera: type[Camera], monkeypatch) -> None:
+    """What is live has no number of frames; a file would be opened again, from its beginning, for ever."""
+    camera.script = [[plain(1, 0, 0), plain(2, 0, 0)], [plain(1, 0, 0)]]
+    monkeypatch.setattr(camera, "get", lambda self, what: 3.0 if what == cv2.CAP_PROP_FRAME_COUNT else float("nan"))
+    stream = Stream("http://shop/film.mp4")
+    assert [frame.index for frame in stream.frames(lambda: False)] == [0, 1]
+    assert len(camera.script) == 1
+    assert stream.notes == [
+        "http://shop/film.mp4 is a file and has ended, 2 of about 3 frames read, as fast as they came: download it to "
+        "have every frame classified"
+    ]
+
+
+def test_many_files_are_read_a_few_at_once(classifier: Classifier) -> None:
+    """Each holds a decoder and frames that wait: a folder of films filled the memory."""
+    open_now, most, turn = 0, 0, threading.Lock()
+
+    class Counted(Made):
+        def frames(self, stopped: Stopped) -> Iterator[Frame]:
+            nonlocal open_now, most
+            with turn:
+                open_now += 1
+                most = max(most, open_now)
+            try:
+                yield from super().frames(stopped)
+            finally:
+                with turn:
+                    open_now -= 1
+
+    sources = [Counted(str(number), 20) for number in range(12)]
+    with Pipeline(classifier, [*sources, Made("live", 3, live=True)], workers=2) as results:
+        found = list(results)
+    assert most == 2
+    assert results.finished
+    assert sum(not one.frame.source.live for one in found) == 12 * 20
+
+
+def test_a_pipeline_that_ends_early_leaves_no_file_waiting(classifier: Classifier) -> None:
+    before = threading.active_count()
+    with Pipeline(classifier, [Made(str(number), 10_000) for number in range(6)], workers=1) as results:
+        next(iter(results))
+    assert threading.active_count() == before
+
+
+def test_a_film_of_varying_rate_has_its_own_times(tmp_path: Path) -> None:
+    if not shutil.which("ffmpeg"):
+        pytest.skip("ffmpeg is not installed")
+    path = tmp_path / "film.mkv"
+    slower = "setpts='if(lt(N,20),N/20,1+(N-20))/TB'"  # twenty frames in a second, then one a second
+    made = ["-f", "lavfi", "-i", "testsrc=size=64x48:rate=20", "-vf", slower, "-vsync", "vfr", "-frames:v", "24"]
+    subprocess.run(["ffmpeg", "-loglevel", "error", *made, str(path)], check=True)
+    times = [frame.time_s for frame in VideoFile(path).frames(lambda: False)]
+    assert times == pytest.approx([*(index / 20 for index in range(20)), 1.0, 2.0, 3.0, 4.0], abs=0.01)

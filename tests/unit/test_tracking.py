@@ -54,6 +54,15 @@ def test_a_run_that_goes_on_has_no_epoch_twice(tmp_path: Path, name: str):
     assert found == [(1, 10.0), (2, 20.0)]
 
 
+def test_names_of_losses_are_those_mlflow_takes(tmp_path: Path):
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    trackers = Trackers(["mlflow"])
+    trackers.begin(tmp_path, "run", {})
+    trackers.follow([{**RECORD, "losses": {"cdan+e": 0.5}}])
+    trackers.close(True)
+    assert [path.name for path in (tmp_path / "mlruns").rglob("metrics/loss/student-warm-up/*")] == ["cdan-e"]
+
+
 def test_a_tracker_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch):
     import sys
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +98,14 @@ def test_a_film_cut_off_gives_the_frames_it_has(tmp_path):
 
 def test_a_film_cannot_be_a_source(tmp_path):
     assert "cannot be labelled images" in refusal(str(film(tmp_path / "camera.avi")))
+
+
+def test_a_recording_that_does_not_say_how_long_it_is(tmp_path):
+    """As one that was piped: its header was written before anybody knew."""
+    if not shutil.which("ffmpeg"):
+        pytest.skip("ffmpeg is not installed")
+    path, piped = film(tmp_path / "camera.avi"), tmp_path / "piped.mkv"
+    command = ["ffmpeg", "-loglevel", "error", "-i", str(path), "-c", "copy", "-f", "matroska", "-"]
+    piped.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
+    found = decode(open_unlabelled(str(piped), VideoRecipe(every_s=0.5)), SIXTEEN, "target")
+    assert shown(found) == [0, 5, 10, 15, 20, 25]
