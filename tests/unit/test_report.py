@@ -15,6 +15,7 @@ from edgeda.models import Architecture, NetworkCard, build_network, save_network
 from edgeda.profiling import Profile
 from edgeda.report.compare import accuracy, compare_runs, compare_text, conclusion
 from edgeda.report.profiles import PROFILE_COLUMNS, caveats, profile_text, shown_columns
+from edgeda.report.summary import export_text
 from edgeda.report.tables import Column, format_value, markdown_table, text_table
 from edgeda.runtime.preprocessing import Preprocessing
 
@@ -157,6 +158,21 @@ def test_a_busy_machine_is_said_once_with_the_worst_share() -> None:
     (line,) = caveats(rows)
     assert line.startswith("not clean: in 2 of 3 rows")
     assert "62%" in line
+
+
+@pytest.mark.parametrize(
+    ("clean", "said"), [([None, None], False), ([True, None], False), ([True, False], True), ([None, False], True)]
+)
+def test_other_programs_are_only_blamed_for_a_latency_where_they_were_seen(
+    clean: list[bool | None], said: bool
+) -> None:
+    manifest = {"size_mb": 1.0, "precision": "fp32", "opset": 20, "batch": [1, None], "layout": "float32 NCHW",
+                "output": "logits", "quantization": None, "parity": {"images": 8, "images_from": "target images"}}  # fmt: skip
+    rows = [{"artifact": "onnx-fp32", "errors_of": "logits", "measure": "accuracy", "clean": known} for known in clean]
+    text = export_text(
+        {"artifacts": [{"path": "p", "manifest": manifest}], "manifest": manifest, "path": "p", "table": rows}
+    )
+    assert ("latencies are not clean" in text) is said
 
 
 # comparison
