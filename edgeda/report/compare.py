@@ -132,7 +132,7 @@ def _add_cut(
 ) -> None:  # fmt: skip
     from edgeda.report.pruned import UNTRAINED, train_pruned
 
-    trained = pruner.trained(cut.share) or (train_pruned(pruner, cut, train) if train else None)
+    trained = train_pruned(pruner, cut, train) if train else pruner.trained(cut.share)
     weights = trained.weights() if trained else folder / "cut.safetensors"
     if trained:
         summary = measured.summaries[str(trained.path)] = trained.summary()

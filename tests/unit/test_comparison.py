@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from edgeda.artifacts import RunDirectory
+from edgeda.artifacts import RunDirectory, sha256
 from edgeda.errors import InputError
 from edgeda.models import Architecture, NetworkCard, build_network, save_network
 from edgeda.report import svg
@@ -20,12 +23,13 @@ from edgeda.report.compare import compare_runs, compare_text
 from edgeda.report.compare_rows import exported_accuracy, exported_role, facts, manifest_beside, short_names
 from edgeda.report.evidence import Evidence, confusion, domain_gap, layer_costs, pca, samples
 from edgeda.report.pareto import budget_ms, front, ship
-from edgeda.report.pruned import Pruner, parse_cuts
+from edgeda.report.pruned import Cut, Pruner, parse_cuts, train_pruned
 from edgeda.report.report import timed_calls
 from edgeda.report.sections import head_section, headline
 from edgeda.report.summary import contradicted, verdict_lines
 from edgeda.report.svg import escape
 from edgeda.runtime.preprocessing import Preprocessing
+from edgeda.watching import Deaf
 
 
 def row(percent: float | None, ms: float | None, **more: object) -> dict:
@@ -289,6 +293,57 @@ def test_pruned_teachers_are_rows_of_cost_without_accuracy(pruned_run: RunDirect
     assert "equal latency in torch: " in compare_text(compared)
     assert "label-free verdict" in compared["ship"]["sentence"]
     json.dumps(compared, allow_nan=False)
+
+
+@pytest.fixture
+def beside(pruned_run: RunDirectory) -> Iterator[Path]:
+    """The folder of its teacher trained with 45 % less, empty."""
+    folder = pruned_run.path.with_name("run-pruned-450")
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_trained_version_is_taken_if_it_began_from_the_teacher_of_now(
+    pruned_run: RunDirectory, beside: Path, caplog: pytest.LogCaptureFixture
+):
+    pruner, written = Pruner(pruned_run), beside / "summary.json"
+    now = f"the run run (teacher.safetensors, sha256 {sha256(pruned_run.weights('teacher'))[:12]})"
+    written.write_text(json.dumps({"weights_from": {"student": now}}))
+    os.utime(written, (0, 0))
+    assert pruner.trained(0.45) == RunDirectory(beside), "whatever its age, as after a copy"
+    assert caplog.text == ""
+    for origin in ("the run run (teacher.safetensors, sha256 0123456789ab)", "from scratch"):
+        written.write_text(json.dumps({"weights_from": {"student": origin}}))
+        caplog.clear()
+        assert pruner.trained(0.45) is None
+        assert len(caplog.records) == 1
+        assert str(beside) in caplog.text
+        assert "--train-pruned" in caplog.text
+
+
+def test_a_trained_version_that_does_not_tell_what_it_began_from_must_be_younger_than_the_teacher(
+    pruned_run: RunDirectory, beside: Path
+):
+    pruner, written = Pruner(pruned_run), beside / "summary.json"
+    written.write_text("{}")
+    made = pruned_run.weights("teacher").stat().st_mtime
+    os.utime(written, (made + 5, made + 5))
+    assert pruner.trained(0.45) == RunDirectory(beside)
+    os.utime(written, (made - 5, made - 5))
+    assert pruner.trained(0.45) is None
+
+
+@pytest.mark.parametrize("recipe", ["method: kd-uda", "method: tcp\nprune: {run: runs/other, role: teacher}",
+                                    "method: tcp\nprune: {run: runs/run, role: student}"])  # fmt: skip
+def test_another_run_in_the_place_of_a_trained_version_is_not_replaced(
+    pruned_run: RunDirectory, beside: Path, recipe: str
+):
+    (beside / "recipe.yaml").write_text(f"data: {{source: lab, target: camera}}\n{recipe}\n")
+    (beside / "summary.json").write_text(json.dumps({"weights_from": {"student": "from scratch"}}))
+    with pytest.raises(InputError, match="run-pruned-450 is another run"):
+        train_pruned(Pruner(pruned_run), Cut(0.45, ""), Deaf())
+    assert sorted(path.name for path in beside.iterdir()) == ["recipe.yaml", "summary.json"]
 
 
 # plots
