@@ -9,7 +9,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -18,7 +18,7 @@ import edgeda
 from edgeda.artifacts import RunDirectory, export_command, find_model
 from edgeda.errors import EdgedaError, InputError, MachineError, from_os_error
 from edgeda.profiling import Extras
-from edgeda.profiling.opening import engines_for, model_files
+from edgeda.profiling.opening import engines_for, model_files, told_apart
 from edgeda.profiling.stages import image_for
 from edgeda.runtime.backends import read_manifest
 
@@ -83,7 +83,8 @@ def cargo(models: Sequence[str | None]) -> list[Cargo]:
             if path.suffix.lower() != ".engine":
                 read_manifest(path)
             found.append(Cargo(label, tuple(model_files(path))))
-    return found
+    labels = told_apart([(load.label, str(load.files[0])) for load in found])
+    return [replace(load, label=label) for load, label in zip(found, labels, strict=True)]
 
 
 def _file(path: Path) -> Path:

@@ -142,6 +142,20 @@ def file_subject(label: str, path: Path, engine: str) -> Subject:
     return Subject(label, engine, str(path))
 
 
+def told_apart(named: Sequence[tuple[str, str]]) -> list[str]:
+    """A label for each pair of label and location: the location where another one is called the same."""
+    labels = [label for label, _ in named]
+    while True:  # a location may be what something else is called
+        places: dict[str, set[str]] = {}
+        for label, (_, location) in zip(labels, named, strict=True):
+            places.setdefault(label, set()).add(location)
+        shared = [len(places[label]) > 1 for label in labels]
+        better = [pair[1] if twice else label for label, pair, twice in zip(labels, named, shared, strict=True)]
+        if better == labels:
+            return labels
+        labels = better
+
+
 def engines_for(path: Path) -> tuple[str, ...]:
     """The engines that run an exported model; InputError for a file that none of them runs.
 

@@ -16,7 +16,7 @@ from edgeda.profiling.latency import cpu_pressure
 from edgeda.profiling.layers import Layer
 from edgeda.profiling.machine import compute_threads, machine
 from edgeda.profiling.onnx_graph import onnx_complexity
-from edgeda.profiling.opening import TORCH, Subject, file_subject
+from edgeda.profiling.opening import TORCH, Subject, file_subject, told_apart
 from edgeda.profiling.power import PowerMeter
 from edgeda.profiling.roofline import PRECISIONS, against, estimate, find_devices, this_machine
 
@@ -63,7 +63,9 @@ def profile(
         )  # fmt: skip
         rows = [_counted(Profile(**row), loads) for row in measured["rows"]]
     else:
-        subjects = [subject for name in models for subject in find_subjects(name, engines, classes, input_size)]
+        found = [subject for name in models for subject in find_subjects(name, engines, classes, input_size)]
+        labels = told_apart([(subject.model, subject.location) for subject in found])
+        subjects = [replace(subject, model=label) for subject, label in zip(found, labels, strict=True)]
         if layers or devices is not None:
             costs = _layers(subjects)
         if extras.power:

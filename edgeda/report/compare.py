@@ -61,7 +61,7 @@ def compare_runs(
     summaries = [run.summary() for run in runs]
     measured = Measured(seconds, threads or compute_threads())
     names = short_names(runs) if len(runs) > 1 else iter([""])
-    seen: set[str] = set()
+    seen: dict[str, dict[str, Any]] = {}
     for run, name in zip(runs, names, strict=True):
         add_run(measured, run, name, seen)
     if not measured.rows:
@@ -80,7 +80,7 @@ def compare_runs(
                  for run, summary in zip(runs, summaries, strict=True)],
         "rows": rows,
         "conclusion": conclusion(rows),
-        "ship": ship(rows, budget_ms, summaries[0]) if budget_ms is not None else None,
+        "ship": ship(rows, budget_ms, measured.summaries) if budget_ms is not None else None,
         "notes": [*measured.notes, *_unmixed(summaries), *caveats(rows)],
         "machine": described,
         "machine_line": machine_line(described),
@@ -132,10 +132,11 @@ def _add_cut(
 ) -> None:  # fmt: skip
     from edgeda.report.pruned import UNTRAINED, train_pruned
 
-    trained = pruner.trained(cut.share) or (train_pruned(pruner, cut, train) if train else None)
+    trained = train_pruned(pruner, cut, train) if train else pruner.trained(cut.share)
     weights = trained.weights() if trained else folder / "cut.safetensors"
     if trained:
-        known = {**facts(trained, trained.summary(), "student"), "note": f"trained: {trained.path}"}
+        summary = measured.summaries[str(trained.path)] = trained.summary()
+        known = {**facts(trained, summary, "student"), "note": f"trained: {trained.path}"}
     else:
         pruner.save(cut.share, weights)
         known = {**facts(pruner.run, {}, "teacher"), "method": None}

@@ -30,6 +30,8 @@ class Measured:
     rows: list[dict[str, Any]] = field(default_factory=list)
     errors: list[EdgedaError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    summaries: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of the runs that rows name."""
 
     def add(self, subject: Subject, facts: Row) -> dict[str, Any]:
         """Measure `subject` at batch 1 and keep it as a row with `facts`."""
@@ -41,12 +43,13 @@ class Measured:
         return row
 
 
-def add_run(measured: Measured, run: RunDirectory, name: str, seen: set[str]) -> None:
+def add_run(measured: Measured, run: RunDirectory, name: str, seen: dict[str, dict[str, Any]]) -> None:
     """The networks of a finished run in torch, and its exports. `name` is the run's in a table of several, or empty.
 
-    A network whose weights are those of an earlier run (the digest is in `seen`) is not measured again.
+    A network whose weights are those of an earlier run is not measured again: its row, in `seen` by their digest,
+    names this run too.
     """
-    summary = run.summary()
+    summary = measured.summaries[str(run.path)] = run.summary()
     for role in NETWORKS:
         words = reference_student(summary) if role == "source_only" else role
         weights = run.weights(role)
@@ -54,18 +57,21 @@ def add_run(measured: Measured, run: RunDirectory, name: str, seen: set[str]) ->
             continue
         if role == "student" and summary.get("method") == "source-only":
             continue  # its student is its source-only student
-        if weights.is_file() and name:
-            digest = f"{role}{sha256(weights)}"
-            if digest in seen:
-                continue
-            seen.add(digest)
+        digest = f"{role}{sha256(weights)}" if weights.is_file() and name else ""
+        if digest in seen:
+            seen[digest]["also_of"].append(str(run.path))
+            continue
         label = f"{name}: {words}" if name else words
-        measured.add(weights_subject(label, weights), {**facts(run, summary, role), "role": role})
+        row = measured.add(weights_subject(label, weights), {**facts(run, summary, role), "role": role})
+        if digest:
+            seen[digest] = row
     for subject in exported_subjects(run):
         path = run.exports / subject.model
         role = exported_role(subject.model)
+        if role == "student" and summary.get("method") == "source-only":
+            role = "source_only"
         label = f"{name}: {subject.model}" if name else subject.model
-        known = {**facts(run, summary, role), "role": "export"}
+        known = {**facts(run, summary, role), "role": "export", "file": str(path)}
         known |= {f"target_{kind}": None for kind in KINDS}
         known |= {"target_accuracy": exported_accuracy(path, summary), "source_accuracy": None}
         row = measured.add(replace(subject, model=label), known)
@@ -75,14 +81,15 @@ def add_run(measured: Measured, run: RunDirectory, name: str, seen: set[str]) ->
 def facts(run: RunDirectory, summary: Mapping[str, Any], role: str) -> dict[str, Any]:
     """Where a network comes from, and its accuracies in percent: `target_accuracy` is the selected epoch's.
 
-    A run whose epoch was chosen by target labels has an oracle's accuracy and no selected one: the two are never
-    shown as one figure.
+    `also_of` is for other runs that have the very same network. A run whose epoch was chosen by target labels has an
+    oracle's accuracy and no selected one: the two are never shown as one figure.
     """
     found = {f"target_{kind}": accuracy(summary, role, "target", kind) for kind in KINDS}
     if _by_oracle(summary):
         found["target_selected"] = None
     return {
         "run": str(run.path),
+        "also_of": [],
         "method": summary.get("method"),
         "network": role,
         "reference": reference_student(summary),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,33 +52,43 @@ def _beats(accuracy: float, ms: float, others_accuracy: float, others_ms: float)
     return accuracy >= others_accuracy and ms <= others_ms * (1 + LEVEL) and (more_accurate or faster)
 
 
-def ship(rows: Sequence[Row], budget: float, summary: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def ship(
+    rows: Sequence[Row], budget: float, summaries: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
     """The row to ship when a call may take `budget` ms by its median: `row` (its index or None), `nearest`, `sentence`.
 
-    The most accurate on the target of those that fit, the faster of two level ones. Where no row's accuracy on
-    the target is known, the label-free verdict in `summary` says which student, and its fastest form is taken. What is
-    close to guessing is said to be.
+    The most accurate on the target of those that fit, the faster of two level ones. `candidates` are those that fit
+    without a known accuracy, the most promising first: they are said, but not shipped. Where no row's accuracy is
+    known, the label-free verdict of each row's own run (in `summaries`, by run) says which student, and the fastest
+    is taken. What is close to guessing is said to be.
     """
-    summary = summary or {}
-    verdict = summary.get("verdict")
-    measured = [index for index, row in enumerate(rows) if row.get("median_ms") is not None]
-    known = [index for index in measured if rows[index].get("target_accuracy") is not None]
-    role = "student"
-    if not known and isinstance(verdict, Mapping) and verdict.get("ship") == "source-only":
-        role = "source_only"
-    candidates = known or [index for index in measured if rows[index].get("network") == role]
-    within = f"{format_value(budget)} ms"
-    if not candidates:
-        return {"budget_ms": budget, "row": None, "nearest": None, "sentence": f"within {within}: nothing was measured"}
-    fitting = [index for index in candidates if rows[index]["median_ms"] <= budget]
-    if not fitting:
-        nearest = min(candidates, key=lambda index: rows[index]["median_ms"])
-        said = f"within {within}: none fits; the nearest is {_told(rows[nearest])}"
-        return {"budget_ms": budget, "row": None, "nearest": nearest, "sentence": said}
-    best = min(fitting, key=lambda index: (-(rows[index].get("target_accuracy") or 0.0), rows[index]["median_ms"]))
-    said = f"within {within}: ship {_told(rows[best])}"
+    summaries = summaries or {}
+    measured = [at for at, row in enumerate(rows) if row.get("median_ms") is not None]
+    known = [at for at in measured if rows[at].get("target_accuracy") is not None]
+    labelled = {rows[at]["run"] for at in known}
+    others = [
+        at
+        for at in measured
+        if at not in known
+        and rows[at].get("trained") is not False
+        and (rows[at]["run"] in labelled or _taken(rows[at], summaries))
+    ]
+    within = f"within {format_value(budget)} ms"
+    result: dict[str, Any] = {"budget_ms": budget, "row": None, "nearest": None, "candidates": []}
+    if not known and not others:
+        return {**result, "sentence": f"{within}: nothing that may be shipped was measured"}
+    eligible = _fitting(rows, known or others, budget)
+    candidates = result["candidates"] = _fitting(rows, others, budget) if known else []
+    untold = _untold(rows, candidates, summaries, " more" if eligible else "") if candidates else ""
+    if not eligible:
+        nearest = min(known if candidates else [*known, *others], key=lambda at: rows[at]["median_ms"])
+        said = f"{untold}; the nearest of known accuracy is" if untold else "none fits; the nearest is"
+        return {**result, "nearest": nearest, "sentence": f"{within}: {said} {_told(rows[nearest])}"}
+    best = eligible[0]
+    said = f"{within}: ship {_told(rows[best])}"
     if not known:
-        said += "; chosen by the label-free verdict, as no accuracy on the target is known"
+        said += "; the fastest that the label-free verdict of its run takes, as no accuracy on the target is known"
+    summary = summaries.get(rows[best]["run"], {})
     accuracy = rows[best].get("target_accuracy")
     if accuracy is not None and like_guessing(accuracy, len(summary.get("classes") or ())):
         said += "; that is close to guessing: train longer"
@@ -86,10 +97,46 @@ def ship(rows: Sequence[Row], budget: float, summary: Mapping[str, Any] | None =
     p99 = rows[best].get("p99_ms")
     if p99 is not None and p99 > budget:
         said += f"; its p99 of {format_value(p99)} ms is over the budget"
-    return {"budget_ms": budget, "row": best, "nearest": best, "sentence": said}
+    return {**result, "row": best, "nearest": best, "sentence": "; ".join(filter(None, (said, untold)))}
+
+
+def _taken(row: Row, summaries: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a row's network is the student that the label-free verdict takes, of every run that has it."""
+    verdicts = [summaries.get(run, {}).get("verdict") or {} for run in (row["run"], *row.get("also_of", ()))]
+    taken = ["source_only" if verdict.get("ship") == "source-only" else "student" for verdict in verdicts]
+    return all(row.get("network") == role for role in taken)
+
+
+def _fitting(rows: Sequence[Row], group: Sequence[int], budget: float) -> list[int]:
+    """Those of `group` within the budget: by accuracy (of a row that has none, the best of its network), then speed."""
+
+    def accuracy(row: Row) -> float:
+        of = [row] if row.get("target_accuracy") is not None else [
+            other for other in rows if (other["run"], other.get("network")) == (row["run"], row.get("network"))
+        ]  # fmt: skip
+        return max(other.get("target_accuracy") or 0.0 for other in of)
+
+    fitting = [at for at in group if rows[at]["median_ms"] <= budget]
+    return sorted(fitting, key=lambda at: (-accuracy(rows[at]), rows[at]["median_ms"]))
 
 
 def _told(row: Row) -> str:
     accuracy = row.get("target_accuracy")
     right = f", {accuracy:.1f} % on the target" if accuracy is not None else ""
     return f"{row['model']} in {row['engine']}: {format_value(row['median_ms'])} ms{right}"
+
+
+def _untold(
+    rows: Sequence[Row], candidates: Sequence[int], summaries: Mapping[str, Mapping[str, Any]], more: str
+) -> str:
+    """How many rows fit without a known accuracy, which to try first, and the command that tells its accuracy."""
+    first, count = rows[candidates[0]], len(candidates)
+    data = summaries.get(first["run"], {}).get("target_test")
+    role = f" --role {first['network']}" if first.get("network") in ("teacher", "source_only") else ""
+    model = shlex.quote(first["file"]) if first.get("file") else shlex.quote(first["run"]) + role
+    fit = f"1{more} row fits, but its" if count == 1 else f"{count}{more} rows fit, but their"
+    try_first = "" if count == 1 else "the first to try is "
+    return (
+        f"{fit} accuracy on the target is not known: {try_first}{_told(first)} "
+        f"(edgeda evaluate {model} --data {shlex.quote(data) if data else 'D'} tells)"
+    )

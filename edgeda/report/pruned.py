@@ -12,13 +12,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgeda.artifacts import RECIPE, SUMMARY, RunDirectory
+from edgeda.artifacts import CHECKPOINT, RECIPE, SUMMARY, RunDirectory
 from edgeda.channels import widths
+from edgeda.checkpoint import load_checkpoint, restoring
 from edgeda.distributed.world import check_alone
 from edgeda.errors import InputError
 from edgeda.models import Network, NetworkCard, load_network, save_network
+from edgeda.pretrained import short_digest
 from edgeda.profiling.complexity import torch_complexity
 from edgeda.pruning import largest_cut, prunable, prune_to
+from edgeda.recipe_file import load_recipe
 from edgeda.watching import Watcher
 
 log = logging.getLogger(__name__)
@@ -115,9 +118,39 @@ class Pruner:
         return self.run.path.with_name(f"{self.run.path.resolve().name}-pruned-{round(1000 * share):03d}")
 
     def trained(self, share: float) -> RunDirectory | None:
-        """The finished run of a trained version, if there is one."""
+        """The finished run of a trained version, if there is one; a warning, and None, if it `is_stale`."""
         folder = self.folder(share)
-        return RunDirectory(folder) if (folder / SUMMARY).is_file() else None
+        if not (folder / SUMMARY).is_file():
+            return None
+        if self.is_stale(folder):
+            log.warning("%s was not pruned from the teacher that %s has now: it is not used; --train-pruned trains it "
+                        "again", folder, self.run.path)  # fmt: skip
+            return None
+        return RunDirectory(folder)
+
+    def is_stale(self, folder: Path) -> bool:
+        """Whether a run, finished or not, began from other weights than the teacher's: its own run was made again.
+
+        By the digest that a run keeps of what it began from; a summary without one is stale if the teacher is younger.
+        """
+        teacher, summary = self.run.weights("teacher"), folder / SUMMARY
+        if summary.is_file():
+            origins = RunDirectory(folder).summary().get("weights_from")
+            if origins is None:
+                return summary.stat().st_mtime < teacher.stat().st_mtime
+        else:
+            state = load_checkpoint(folder / CHECKPOINT)
+            if state is None:  # nothing was trained yet
+                return False
+            with restoring(folder / CHECKPOINT):
+                origins = dict(state["origins"])
+        return short_digest(teacher) not in str(origins.get("student"))
+
+    def may_replace(self, folder: Path) -> bool:
+        """Whether a run is a pruned version of this run's teacher, by its recipe."""
+        recipe = load_recipe(str(folder / RECIPE))
+        of = Path(recipe.prune.run).resolve().name if recipe.prune.run else None
+        return (recipe.method, recipe.prune.role, of) == ("tcp", "teacher", self.run.name)
 
 
 def parse_cuts(text: str) -> tuple[float, ...]:
@@ -147,14 +180,24 @@ def unique(cuts: Sequence[Cut]) -> list[Cut]:
 
 
 def train_pruned(pruner: Pruner, cut: Cut, watcher: Watcher) -> RunDirectory:
-    """The teacher pruned and fine-tuned as `edgeda prune` does it, in a run beside its own."""
+    """The teacher pruned and fine-tuned as `edgeda prune` does it, in a run beside its own.
+
+    A finished one is taken, one that was stopped goes on, and a stale one begins again, with a warning. InputError for
+    a folder that holds another run.
+    """
     from edgeda.adapt import adapt
     from edgeda.methods.tcp import prune_recipe
 
-    check_alone("training pruned teachers")
     folder = pruner.folder(cut.share)
+    stale = pruner.is_stale(folder)
+    if stale and not pruner.may_replace(folder):
+        raise InputError(f"{folder} is another run, where the teacher of {pruner.run.path} pruned would go; move it")
+    if stale:
+        log.warning("%s was not pruned from the teacher that %s has now: it begins again", folder, pruner.run.path)
+    elif (folder / SUMMARY).is_file():
+        return RunDirectory(folder)
+    check_alone("training pruned teachers")
     log.info("training a pruned teacher in %s", folder)
     recipe = prune_recipe(pruner.run, "teacher", {"prune.macs_cut": cut.share}, [], folder)
-    resume = (folder / RECIPE).is_file()
-    adapt(recipe, folder, watcher, resume=resume)
+    adapt(recipe, folder, watcher, resume=not stale and (folder / RECIPE).is_file(), overwrite=stale)
     return RunDirectory(folder)

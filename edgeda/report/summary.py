@@ -236,6 +236,6 @@ def export_text(result: Mapping[str, Any]) -> str:
         f"judged against torch on {parity['images']} {parity['images_from']}; "
         f"lost: points of {result['table'][0]['measure']}; errors: of {' or '.join(errors_of)}"
     )
-    if not all(row["clean"] for row in result["table"]):
+    if any(row["clean"] is False for row in result["table"]):
         lines.append("other programs used the CPU meanwhile: latencies are not clean")
     return "\n".join([*lines, "", f"next: edgeda profile {shlex.quote(str(result['path']))}"])

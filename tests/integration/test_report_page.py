@@ -193,22 +193,58 @@ def test_several_runs_are_one_table_and_one_page(command: Edgeda, reported: Path
     assert not [address for address in Outside(page.read_text()).found if not address.startswith("data:")]
 
 
-def test_a_pruned_teacher_is_trained_once_beside_the_run(reported: Path, tmp_path: Path):
-    from edgeda.artifacts import RunDirectory
-    from edgeda.console import TrainingDisplay
-    from edgeda.report.pruned import Cut, Pruner, train_pruned
-
+@pytest.fixture
+def quickly_pruned(reported: Path, tmp_path: Path) -> Path:
+    """A copy of the run whose teacher is pruned in one round and an epoch."""
     shutil.copytree(reported, tmp_path / "run")
     recipe = (tmp_path / "run" / "recipe.yaml").read_text()
     (tmp_path / "run" / "recipe.yaml").write_text(
         recipe.replace("  iterations: 5", "  iterations: 1").replace("  epochs: 2\n", "  epochs: 1\n")
     )
-    pruner = Pruner(RunDirectory(tmp_path / "run"))
+    return tmp_path / "run"
+
+
+def test_a_pruned_teacher_is_trained_once_beside_the_run(quickly_pruned: Path):
+    from edgeda.artifacts import RunDirectory
+    from edgeda.console import TrainingDisplay
+    from edgeda.report.pruned import Cut, Pruner, train_pruned
+
+    pruner = Pruner(RunDirectory(quickly_pruned))
     assert pruner.trained(0.3) is None
     run = train_pruned(pruner, Cut(0.3, ""), TrainingDisplay())
-    assert run.path == tmp_path / "run-pruned-300"
+    assert run.path == quickly_pruned.with_name("run-pruned-300")
     found = pruner.trained(0.3)
     assert found is not None
     summary = found.summary()
     assert summary["complexity"]["student"]["gmacs"] == pytest.approx(0.7 * pruner.gmacs, rel=0.03)
     assert summary["accuracy"]["student"]["target"]["selected"] is not None
+    written = (run.path / "summary.json").stat().st_mtime_ns
+    assert train_pruned(pruner, Cut(0.3, ""), TrainingDisplay()) == run
+    assert (run.path / "summary.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_pruned_teacher_is_trained_again_after_its_run_was(
+    quickly_pruned: Path, finished: bool, caplog: pytest.LogCaptureFixture
+):
+    from edgeda.artifacts import RunDirectory, sha256
+    from edgeda.console import TrainingDisplay
+    from edgeda.models import load_network, save_network
+    from edgeda.report.pruned import Cut, Pruner, train_pruned
+
+    run = RunDirectory(quickly_pruned)
+    earlier = train_pruned(Pruner(run), Cut(0.3, ""), TrainingDisplay())
+    if not finished:  # as after a Ctrl-C
+        (earlier.path / "summary.json").unlink()
+    network, card = load_network(run.weights("teacher"))
+    save_network(run.weights("teacher"), {name: 1.01 * value for name, value in network.state_dict().items()}, card)
+    pruner = Pruner(run)
+    assert pruner.trained(0.3) is None
+    caplog.clear()
+    again = train_pruned(pruner, Cut(0.3, ""), TrainingDisplay())
+    assert [line.getMessage().split(" was ")[0] for line in caplog.records if line.levelname == "WARNING"] == [
+        str(again.path)
+    ]
+    assert again.path == earlier.path
+    assert sha256(run.weights("teacher"))[:12] in again.summary()["weights_from"]["student"]
+    assert pruner.trained(0.3) == again

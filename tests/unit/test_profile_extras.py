@@ -15,11 +15,12 @@ from PIL import Image
 
 from edgeda.errors import InputError, MachineError
 from edgeda.models import Architecture, NetworkCard, build_network, save_network
-from edgeda.profiling import Extras, find_subjects, profile_model
+from edgeda.profiling import Extras, Profile, find_subjects, profile_model
 from edgeda.profiling.child import in_fresh_process, resident_mb
+from edgeda.profiling.device import Cargo, job_request
 from edgeda.profiling.executed import _read
 from edgeda.profiling.latency import cpu_pressure, measure_latency, summarize
-from edgeda.profiling.opening import PROVIDERS, Subject, model_files, subject_from
+from edgeda.profiling.opening import PROVIDERS, Subject, model_files, subject_from, told_apart
 from edgeda.profiling.session import profile
 from edgeda.profiling.stages import STAGES, measure_stages
 from edgeda.report.profiles import _samples, result_text
@@ -274,6 +275,60 @@ def test_what_was_measured_is_kept_when_the_machines_peaks_are_not_known(
     found = profile([path], engines=["onnxruntime"], threads=1, seconds=0.01, estimate_for=["orin-nano"])
     assert (found["rows"][0]["runs"] > 0, len(found["estimates"]), "check" in found) == (True, 1, False)
     assert "peaks are not known: no fresh process" in caplog.text
+
+
+def two_of_a_name(folder: Path) -> tuple[str, str, list[str]]:
+    """Two runs called `night` with an export each, of 16 and 32 px: the runs, and the paths of the exports."""
+    exports = [folder / place / "night" / "exports" / "student.onnx" for place in ("a", "b")]
+    for export, size in zip(exports, (16, 32), strict=True):
+        export.parent.mkdir(parents=True)
+        (export.parents[1] / "recipe.yaml").write_text("")
+        small_classifier(export, ["batch", 3, size, size])
+    first, second = (str(export.parents[1]) for export in exports)
+    return first, second, [str(export) for export in exports]
+
+
+@pytest.mark.parametrize("of_runs", [False, True])
+def test_models_of_one_name_keep_layers_and_estimates_of_their_own(
+    of_runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = {"threads": 1, "fp32_gflops": 10.0, "int8_gops": None, "bandwidth_gb_s": 10.0}
+    monkeypatch.setattr("edgeda.profiling.session.in_fresh_process", lambda request: peaks)
+    *runs, exports = two_of_a_name(tmp_path)
+    found = profile(
+        runs if of_runs else exports, engines=["onnxruntime"], threads=1, seconds=0.01, layers=True,
+        estimate_for=["orin-nano"],
+    )  # fmt: skip
+    assert [row["model"] for row in found["rows"]] == exports
+    counted = {model: sum(layer["macs"] for layer in layers) for model, layers in found["layers"].items()}
+    assert counted == {exports[0]: SMALL_MACS, exports[1]: 4 * (SMALL_MACS - 40) + 40}
+    assert [row["model"] for row in found["estimates"]] == exports
+    small, large = (row["lower_bound_ms"] for row in found["check"]["rows"])
+    assert large > small
+
+
+def test_models_of_one_name_keep_arithmetic_of_their_own_on_a_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(url: str, loads: list[Cargo], **asked: object) -> dict:
+        request = job_request(loads)
+        rows = [Profile(model["label"], "onnxruntime", 1, runs=20, input_size=size).to_dict()
+                for model, size in zip(request["models"], (16, 32), strict=True)]  # fmt: skip
+        return {"rows": rows, "machine": {}, "pressure_before": None, "pressure_after": None}
+
+    monkeypatch.setattr("edgeda.profiling.session.profile_on", measured)
+    *runs, exports = two_of_a_name(tmp_path)
+    for models in (runs, exports):
+        rows = profile(models, device="ssh://device")["rows"]
+        assert [round(row["gmacs"] * 1e9) for row in rows] == [SMALL_MACS, 4 * (SMALL_MACS - 40) + 40]
+
+
+def test_only_models_that_share_a_name_are_called_by_their_place(tmp_path: Path) -> None:
+    twice = [("student.onnx", "x/student.onnx"), ("student.onnx", "x/student.onnx"), ("r18", "r18")]
+    assert told_apart(twice) == ["student.onnx", "student.onnx", "r18"]
+    shared = [("student.onnx", "a/student.onnx"), ("student.onnx", "b/student.onnx"),
+              ("a/student.onnx", "runs/a/exports/student.onnx"), ("r18", "r18")]  # fmt: skip
+    assert told_apart(shared) == [place for _, place in shared]
 
 
 def test_layers_that_cannot_be_counted_are_said_before_anything_is_measured(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from edgeda.models import Architecture, NetworkCard, build_network, save_network
 from edgeda.profiling import Profile
 from edgeda.report.compare import accuracy, compare_runs, compare_text, conclusion
 from edgeda.report.profiles import PROFILE_COLUMNS, caveats, profile_text, shown_columns
+from edgeda.report.summary import export_text
 from edgeda.report.tables import Column, format_value, markdown_table, text_table
 from edgeda.runtime.preprocessing import Preprocessing
+from tests.onnx_models import small_classifier
 
 # tables
 
@@ -159,6 +162,22 @@ def test_a_busy_machine_is_said_once_with_the_worst_share() -> None:
     assert "62%" in line
 
 
+@pytest.mark.parametrize(
+    ("clean", "said"), [([None, None], False), ([True, None], False), ([True, False], True), ([None, False], True)]
+)
+def test_other_programs_are_only_blamed_for_a_latency_where_they_were_seen(
+    clean: list[bool | None], said: bool
+) -> None:
+    manifest = {
+        "size_mb": 1.0, "precision": "fp32", "opset": 20, "batch": [1, None], "layout": "float32 NCHW",
+        "output": "logits", "quantization": None, "parity": {"images": 8, "images_from": "target images"},
+    }  # fmt: skip
+    table = [{"artifact": "onnx", "errors_of": "logits", "measure": "accuracy", "clean": known} for known in clean]
+    made = [{"path": "p", "manifest": manifest}]
+    text = export_text({"artifacts": made, "manifest": manifest, "path": "p", "table": table})
+    assert ("latencies are not clean" in text) is said
+
+
 # comparison
 
 
@@ -237,6 +256,43 @@ def test_comparing_a_run(tmp_path: Path) -> None:
     assert "source-only" in text
     assert compared["conclusion"] in text
     assert max(map(len, text.split("\n\n")[0].split("\n")[1:])) <= 80, "the first line is a path of any length"
+
+
+def judged(run: RunDirectory, **more: Any) -> RunDirectory:
+    """The same run with more in its summary."""
+    path = run.path / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    return run
+
+
+def test_a_source_only_student_that_runs_share_is_not_shipped_where_one_of_them_has_a_better_one(
+    tmp_path: Path,
+) -> None:
+    kept = judged(finished_run(tmp_path / "kept"), verdict={"ship": "source-only"})
+    adapted = judged(finished_run(tmp_path / "adapted"), verdict={"ship": "adapted"})
+    shutil.copy(kept.weights("source_only"), adapted.weights("source_only"))
+    compared = compare_runs([kept, adapted], budget_ms=1e6, seconds=0.005, threads=1)
+    assert [row["model"] for row in compared["rows"]] == [
+        "kept: student", "kept: source-only student", "adapted: student"
+    ]  # fmt: skip
+    assert compared["rows"][1]["also_of"] == [str(adapted.path)]
+    assert compared["ship"]["row"] == 2
+    assert compare_runs([kept], budget_ms=1e6, seconds=0.005, threads=1)["ship"]["row"] == 1
+
+
+def test_exports_are_shipped_by_what_is_known_of_them(tmp_path: Path) -> None:
+    known = {"target": {"last": 60.0, "selected": 60.0, "oracle": 60.0}, "source": 90.0}
+    run = finished_run(tmp_path / "run")
+    run.exports.mkdir()
+    path = small_classifier(run.exports / "student.onnx")
+    judged(run, method="source-only", verdict={"ship": "source-only"})
+    compared = compare_runs([run], budget_ms=1e6, seconds=0.005, threads=1)
+    shipped = compared["rows"][compared["ship"]["row"]]
+    assert shipped["model"] == "student.onnx", "the only student of such a run, and faster than in torch"
+    judged(run, method="uda", accuracy={"student": known, "source_only": known}, target_test="camera")
+    compared = compare_runs([run], budget_ms=1e6, seconds=0.005, threads=1)
+    assert compared["rows"][compared["ship"]["row"]]["engine"] == "torch"
+    assert f"(edgeda evaluate {path} --data camera tells)" in compare_text(compared)
 
 
 def test_weights_that_are_gone_do_not_hide_the_rest(tmp_path: Path) -> None:
