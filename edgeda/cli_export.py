@@ -101,7 +101,7 @@ def export(
     from edgeda.artifacts import ROLES, find_run
     from edgeda.export import Options, export_run
     from edgeda.export.calibration import CALIBRATORS
-    from edgeda.export.consumers import CONSUMERS, requests
+    from edgeda.export.consumers import CONSUMERS, parse_batch, requests
     from edgeda.export.images import calibration_images, parity_images, teaching
     from edgeda.export.tensorrt import EngineOptions, build_engines, check_request, engine_text
     from edgeda.report.summary import export_text, warn_against
@@ -110,7 +110,7 @@ def export(
     engine_options = EngineOptions(
         workspace_mb=workspace_mb, timing_cache=timing_cache, dla_core=dla, version_compatible=version_compatible
     )
-    check_request(engine_options, trt=trt, rtx=trt_rtx, device=device)
+    check_request(engine_options, trt=trt, rtx=trt_rtx, device=device, batch=parse_batch(batch))
     if role not in ROLES:
         raise InputError(f"--role {role}{did_you_mean(role, ROLES)}")
     if calibrator not in CALIBRATORS:

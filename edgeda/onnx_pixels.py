@@ -41,14 +41,14 @@ def embed_preprocessing(
         graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32).reshape(1, 3, 1, 1), name))
     first, before = pixels, []
     kind = images.type.tensor_type
+    if layout != FLOAT_NCHW:  # the cast comes first: TensorRT takes uint8 nowhere else
+        before.append(helper.make_node("Cast", [first], ["pixels_float"], "pixels_to_float", to=kinds.FLOAT))
+        first = "pixels_float"
+        kind.elem_type = kinds.UINT8
     if layout == RAW_NHWC:
         before.append(helper.make_node("Transpose", [first], ["pixels_nchw"], "pixels_to_nchw", perm=[0, 3, 1, 2]))
         first = "pixels_nchw"
         kind.shape.dim[1].dim_value, kind.shape.dim[3].dim_value = preprocessing.size, 3
-    if layout != FLOAT_NCHW:
-        before.append(helper.make_node("Cast", [first], ["pixels_float"], "pixels_to_float", to=kinds.FLOAT))
-        first = "pixels_float"
-        kind.elem_type = kinds.UINT8
     before += [
         helper.make_node("Sub", [first, "pixel_mean"], ["pixels_centred"], "subtract_mean"),
         helper.make_node("Mul", ["pixels_centred", "pixel_scale"], [NORMALIZED], "divide_by_std"),

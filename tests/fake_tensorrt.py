@@ -207,9 +207,11 @@ class _Runtime:
     def __init__(self, fake: Fake, log: Any) -> None:
         self._fake, self._log = fake, log
         self.engine_host_code_allowed = False
+        self.num_DLA_cores, self.DLA_core = fake.dla_cores, -1
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Surface | None:
         severity = self._fake.module.ILogger.Severity.ERROR
+        self._fake.calls.append(("deserialize_cuda_engine", self.DLA_core))
         try:
             said = json.loads(serialized_engine.removeprefix(b"fake engine "))
         except ValueError:

@@ -236,6 +236,9 @@ def _use_dla(trt: Any, builder: Builder, config: Config, request: dict[str, Any]
         raise BuildError("before TensorRT 11, a DLA takes no quantized ONNX file; add --precision fp16", _INPUT)
     if core >= builder.num_DLA_cores:
         raise BuildError(f"no DLA core {core} here: this device has {builder.num_DLA_cores}", _MACHINE)
+    if len(set(request["batch"])) > 1:  # TensorRT only warns, and gives every layer to the GPU
+        batch = ", ".join(map(str, request["batch"]))
+        raise BuildError(f"a DLA takes one batch size only, not {batch}; export with --batch 1", _INPUT)
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)

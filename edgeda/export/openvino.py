@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgeda.errors import InputError, one_line, require
+from edgeda.errors import EdgedaError, InputError, one_line, require
 
 
 def write_openvino(
@@ -35,7 +35,9 @@ def write_openvino(
             if precision == "int8":
                 model = _quantized(model, calibration, kept)
             openvino.save_model(model, str(path), compress_to_fp16=precision == "fp16")
-        except (RuntimeError, ValueError) as error:  # OpenVINO's own errors are RuntimeErrors, NNCF's ValueErrors
+        except EdgedaError:
+            raise
+        except Exception as error:  # OpenVINO raises RuntimeErrors, NNCF what it likes
             raise InputError(f"OpenVINO cannot take the network in {precision}: {one_line(error)}") from error
 
 
@@ -44,12 +46,15 @@ def _quantized(model: Any, calibration: Sequence[NDArray[Any]] | None, kept: Col
     if calibration is None:
         raise InputError("int8 needs calibration images")
     nncf.set_log_level(logging.CRITICAL)
+    there = {operation.get_friendly_name() for operation in model.get_ops()}
+    # with a bias, the operation is NODE/WithoutBiases, and NODE the addition behind it
+    ignored = sorted(f"{node}/WithoutBiases" if f"{node}/WithoutBiases" in there else node for node in kept)
     return nncf.quantize(
         model,
         nncf.Dataset(list(calibration)),
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(calibration),
-        ignored_scope=nncf.IgnoredScope(names=sorted(kept)) if kept else None,
+        ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
     )
 
 

@@ -77,8 +77,13 @@ def export_engine(
     return {"path": str(engine), "manifest_path": str(sidecar), "manifest": json.loads(sidecar.read_text("utf-8"))}
 
 
-def check_request(options: EngineOptions, *, trt: bool, rtx: bool, device: str | None) -> None:
-    """InputError for options that make no sense together; the cheap check, before anything is exported."""
+def check_request(
+    options: EngineOptions, *, trt: bool, rtx: bool, device: str | None, batch: tuple[int, int | None] | None = None
+) -> None:
+    """InputError for options that make no sense together; the cheap check, before anything is exported.
+
+    `batch` is the range of the files that are going to be exported.
+    """
     if options.workspace_mb is not None and options.workspace_mb < 1:
         raise InputError(f"--workspace-mb must be at least 1, got {options.workspace_mb}")
     if options.dla_core is not None and options.dla_core < 0:
@@ -101,6 +106,13 @@ def check_request(options: EngineOptions, *, trt: bool, rtx: bool, device: str |
     ):
         if given is not None and not trt:
             raise InputError(f"{name} is for --trt; " + ("TensorRT for RTX has none" if rtx else "add that"))
+    if batch is not None:
+        _check_dla(options.dla_core, *batch)
+
+
+def _check_dla(core: int | None, least: int, most: int | None) -> None:
+    if core is not None and least != most:
+        raise InputError("--dla: a DLA takes one batch size only; add --batch 1")
 
 
 def build_engines(
@@ -147,6 +159,8 @@ def _engine_line(engine: Mapping[str, Any]) -> str:
 
 def _request(source: EngineSource, engine: str, options: EngineOptions, package: str) -> dict[str, Any]:
     """What the builder is told; see `engine_builder.build`. Parity and accuracy were measured on the ONNX file."""
+    batch = choose_batch(source, options.batch)
+    _check_dla(options.dla_core, batch[0], batch[2])
     manifest = replace(
         source.manifest, sha256=None, size_mb=None, parity=None, accuracy=None, quantization=None, checks=None
     )
@@ -157,7 +171,7 @@ def _request(source: EngineSource, engine: str, options: EngineOptions, package:
         "package": package,
         "precision": source.precision,
         "half": source.half,
-        "batch": list(choose_batch(source, options.batch)),
+        "batch": list(batch),
         "workspace_mb": options.workspace_mb,
         "timing_cache": None if options.timing_cache is None else options.timing_cache.name,
         "dla_core": options.dla_core,

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 _Weight = tuple[str, int, int]
 """Name, elements and ONNX type of an initializer."""
+_PASSING = ("DequantizeLinear", "QuantizeLinear", "Cast", "Identity", "Transpose")
+"""Operators through which a weight is still that weight."""
+_UINT8 = 2
+"""onnx.TensorProto.UINT8, which QuantizeLinear gives without a zero point."""
 _FUSED = ("Norm", "Pool", "Act")
 """Kinds of modules that an engine merges into the layer before them."""
 
@@ -137,13 +141,21 @@ def _name(node: Any, weight: _Weight | None) -> str:
 
 
 def _parameter(name: str, weights: Mapping[str, _Weight], makers: Mapping[str, Any]) -> _Weight | None:
-    """Name, elements and type of an initializer, also where it is dequantized or cast on its way; None: not one."""
-    for _ in range(4):
+    """Name, elements and type of an initializer, also where it is cast or dequantized on its way; None: not one.
+
+    Where a graph quantizes it, the type is that of the integers: an engine does so once, when it is built.
+    """
+    kind = None
+    for _ in range(5):
         if name in weights:
-            return weights[name]
+            found = weights[name]
+            return found if kind is None else (*found[:2], kind)
         node = makers.get(name)
-        if node is None or node.op_type not in ("DequantizeLinear", "Cast", "Identity", "Transpose"):
+        if node is None or node.op_type not in _PASSING:
             return None
+        if node.op_type == "QuantizeLinear" and kind is None:
+            zero_point = weights.get(node.input[2]) if len(node.input) > 2 else None
+            kind = zero_point[2] if zero_point else _UINT8
         name = node.input[0]
     return None
 

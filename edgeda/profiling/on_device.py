@@ -20,9 +20,7 @@ from edgeda.profiling.latency import cpu_pressure
 from edgeda.profiling.machine import machine
 from edgeda.profiling.opening import PROVIDERS, engines_for, file_subject, not_run
 from edgeda.profiling.subjects import Extras
-
-PACKAGES = {**dict.fromkeys(PROVIDERS, "onnxruntime"), "openvino": "openvino", "tensorrt": "tensorrt"}
-"""What an engine is imported as."""
+from edgeda.runtime.backends.tensorrt import engine_package
 
 
 def main() -> None:
@@ -52,8 +50,9 @@ def run(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         for engine in engines_for(path):
             usable.append(engine)
             if asked is None or engine in asked:
-                wanted.add(PACKAGES[engine])
-                if _installed(PACKAGES[engine]):
+                package = _package(engine, path)
+                wanted.add(package)
+                if _installed(package):
                     subjects.append(file_subject(model["label"], path, engine))
     if not wanted:
         raise not_run(", ".join(model["label"] for model in request["models"]), usable, asked)
@@ -74,6 +73,11 @@ def run(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "pressure_before": before,
         "pressure_after": cpu_pressure(),
     }
+
+
+def _package(engine: str, path: Path) -> str:
+    """What an engine is imported as; for TensorRT, the model says which of two."""
+    return engine_package(path) if engine == "tensorrt" else "onnxruntime" if engine in PROVIDERS else engine
 
 
 def _installed(package: str) -> bool:

@@ -110,5 +110,7 @@ class Runtime(Protocol):
     """IRuntime."""
 
     engine_host_code_allowed: bool
+    num_DLA_cores: int
+    DLA_core: int
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None: ...

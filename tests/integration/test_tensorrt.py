@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgeda.errors import InputError, MachineError
+from edgeda.export.consumers import RAW
 from edgeda.export.engine_builder import gpu
+from edgeda.export.graph import finish
 from edgeda.export.tensorrt import EngineOptions, export_engine
+from edgeda.onnx_pixels import embed_preprocessing
+from edgeda.runtime.manifest import PROBABILITIES
 from tests.conftest import Edgeda
 from tests.sshd import Sshd, running_sshd
 from tests.tensorrt_files import COMPUTE_LAYERS, manifest, write_onnx
@@ -91,6 +96,20 @@ def test_tiny_engines_are_really_built_in_each_precision(precision: str, tmp_pat
 
 
 @needs_rtx
+@pytest.mark.parametrize("raw", RAW)
+def test_engines_that_take_frames_are_really_built(raw: str, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(write_onnx(tmp_path / "student.onnx"))
+    says = replace(manifest(), layout=RAW[raw], output_name=PROBABILITIES, output=PROBABILITIES)
+    embed_preprocessing(model, says.preprocessing, ("images", "logits"), "images", says.layout)
+    (tmp_path / "student.onnx").write_bytes(finish(model, says))
+    built = export_engine(tmp_path / "student.onnx", rtx=True)["manifest"]
+    assert built["engine"]["compute_layers"] == {"fp32": COMPUTE_LAYERS}
+    assert built["layout"] == RAW[raw]
+
+
+@needs_rtx
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -165,6 +184,24 @@ def test_without_a_gpu_the_kit_is_written_and_the_exit_code_is_3(
     ran = command("export", run_directory, "--trt", "--out", out.parent)
     assert ran.code == 2
     assert "build_engine.py is not edgeda's and is not overwritten" in ran.error
+
+
+def test_a_dla_is_for_one_batch_size(command: Edgeda, run_directory: Path, tmp_path: Path) -> None:
+    """TensorRT would only warn, and leave every layer to the GPU."""
+    out = tmp_path / "out"
+    for batch in ([], ["--batch", "1-4"]):
+        ran = command("export", run_directory, "--trt", "--precision", "fp16", "--dla", "0", "--out", out, *batch)
+        assert ran.code == 2
+        assert ran.error == "error: --dla: a DLA takes one batch size only; add --batch 1"
+    assert not out.exists()
+    path = write_onnx(tmp_path / "student.onnx", "fp16")
+    with pytest.raises(InputError, match="a DLA takes one batch size only"):
+        export_engine(path, EngineOptions(dla_core=0))
+    assert [found.name for found in tmp_path.iterdir()] == ["student.onnx"]
+    if gpu() is None:
+        with pytest.raises(MachineError, match="no NVIDIA GPU here"):
+            export_engine(path, EngineOptions(dla_core=0, batch=(4, 4, 4)))
+        assert json.loads((tmp_path / "build_engine.json").read_text())["batch"] == [4, 4, 4]
 
 
 def test_options_of_an_engine_without_an_engine(command: Edgeda, run_directory: Path) -> None:

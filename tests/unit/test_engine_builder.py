@@ -73,20 +73,23 @@ def test_only_an_engine_for_this_gpu_names_it(version: str, tmp_path: Path, monk
     assert report["engine"]["gpu"] == (None if version.startswith("rtx") else here)
 
 
+@pytest.mark.parametrize(("batch", "dla"), [((2, 4, 16), None), ((4, 4, 4), 1)])
 @pytest.mark.parametrize("version", [version for version in VERSIONS if not version.startswith("rtx")])
-def test_every_option_on_every_version(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_on_every_version(
+    version: str, batch: tuple[int, int, int], dla: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(monkeypatch, version, dla_cores=2)
     path = write_onnx(tmp_path / "student.onnx", "fp16")
-    options = {"batch": (2, 4, 16), "workspace_mb": 512, "timing_cache": Path("orin.cache"), "dla_core": 1,
+    options = {"batch": batch, "workspace_mb": 512, "timing_cache": Path("orin.cache"), "dla_core": dla,
                "version_compatible": True}  # fmt: skip
     (tmp_path / "orin.cache").write_bytes(b"kept")
     report = build(request_for(path, version, **options), tmp_path)
     built = engine(path)
     assert built["pools"] == {"WORKSPACE": 512 * 2**20}, "MiB, as trtexec takes them"
-    assert built["dla"] == ["DLA", 1]
-    assert {"GPU_FALLBACK", "VERSION_COMPATIBLE"} <= set(built["flags"])
-    assert [shape[0] for shape in built["profiles"][0]["images"]] == [2, 4, 16]
-    assert report["batch"] == [2, 16]
+    assert built["dla"] == (None if dla is None else ["DLA", dla])
+    assert set(built["flags"]) >= {"VERSION_COMPATIBLE"} | ({"GPU_FALLBACK"} if dla is not None else set())
+    assert [shape[0] for shape in built["profiles"][0]["images"]] == list(batch)
+    assert report["batch"] == [batch[0], batch[2]]
     assert (tmp_path / "orin.cache").read_bytes() == b"kept+"
 
 
@@ -128,6 +131,7 @@ def test_a_network_that_is_not_what_it_claims_is_not_built(
     [
         ({"precision": "fp32", "dla_core": 0}, {"dla_cores": 2}, "a DLA computes in fp16 or int8, not in fp32", 2),
         ({"precision": "fp16", "dla_core": 2}, {"dla_cores": 2}, "no DLA core 2 here: this device has 2", 3),
+        ({"precision": "fp16", "dla_core": 0}, {"dla_cores": 2}, "a DLA takes one batch size only, not 1, 1, 8;", 2),
         ({"precision": "fp16"}, {"driver": False}, "finds no NVIDIA driver or GPU here", 3),
         ({"onnx_sha256": "0" * 64}, {}, "is not the file that the request was made for; export again", 2),
         ({"onnx": "gone.onnx"}, {}, "is not there; copy it beside build_engine.py", 2),
@@ -152,7 +156,7 @@ def test_quantized_networks_do_not_go_to_an_old_dla(tmp_path: Path, monkeypatch:
     install(monkeypatch, "8.6.1", dla_cores=2)
     path = write_onnx(tmp_path / "student.onnx", "int8")
     with pytest.raises(BuildError, match="a DLA takes no quantized ONNX file"):
-        build(request_for(path, "8.6.1", dla_core=0), tmp_path)
+        build(request_for(path, "8.6.1", dla_core=0, batch=(1, 1, 1)), tmp_path)
 
 
 def test_a_parser_error_is_told_in_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,11 +22,13 @@ from edgeda.export import Calibration, Options, Request, export_run, qdq
 from edgeda.export.budget import Reference, Sensitivity, within
 from edgeda.export.builder import Builder
 from edgeda.export.calibration import calibrate, entropy_range, minmax_range, percentile_range, run_graph
-from edgeda.export.consumers import CONSUMERS, parse_batch, requests
+from edgeda.export.consumers import CONSUMERS, RAW, parse_batch, requests
 from edgeda.export.graph import finish, opset_of, to_opset
 from edgeda.export.onnx import to_model
+from edgeda.export.openvino import write_openvino
 from edgeda.export.qat import distil_quantized, fake_quantized
 from edgeda.models import Architecture, Network, NetworkCard, build_network, save_network
+from edgeda.onnx_pixels import embed_preprocessing
 from edgeda.recipe import AugmentRecipe
 from edgeda.runtime import Classifier
 from edgeda.runtime.backends import OpenVinoBackend, open_backend
@@ -153,6 +155,14 @@ def test_fp16_keeps_fp32_outside(run: RunDirectory, exported: dict[str, Any]) ->
     weights = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4 and tensor.dims[2] > 1}
     assert weights == {onnx.TensorProto.FLOAT16}
     assert (opset_of(model), model.ir_version) == (17, 8)
+
+
+def test_frames_go_straight_into_a_cast(graph: onnx.ModelProto) -> None:
+    """TensorRT takes uint8 nowhere else."""
+    for layout in RAW.values():
+        model = onnx.ModelProto.FromString(graph.SerializeToString())
+        embed_preprocessing(model, PREPROCESSING, ("images", "logits"), "images", layout)
+        assert [node.op_type for node in model.graph.node if "images" in node.input] == ["Cast"]
 
 
 def test_the_same_export_twice_gives_the_same_bytes(
@@ -405,3 +415,26 @@ def test_openvino_reports_int8_only_where_it_is(run: RunDirectory, exported: dic
     text = (run.exports / "openvino-int8" / "student.xml").read_text()
     assert str(run.path) not in text
     assert "/tmp" not in text
+
+
+def test_layers_kept_out_of_int8_are_out_of_it_in_openvino(
+    graph: onnx.ModelProto, inputs: NDArray[np.float32], tmp_path: Path
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    layers = [layer.node for layer in qdq.quantizable(graph)]
+    biased = {node.name for node in graph.graph.node if len(node.input) > 2}
+    assert len(biased.intersection(layers)) > 3, "OpenVINO names a layer with a bias otherwise"
+
+    def in_int8(kept: list[str]) -> int:
+        path = tmp_path / f"{len(kept)}.xml"
+        write_openvino(graph.SerializeToString(), path, "int8", [inputs[at : at + 1] for at in range(16)], kept)
+        operations = openvino.Core().read_model(path).get_ops()
+        return sum(
+            one.get_type_name() == "Constant" and one.get_element_type() == openvino.Type.i8 for one in operations
+        )
+
+    assert in_int8([]) == len(layers)
+    assert in_int8([*layers[:2], layers[-1]]) == len(layers) - 3
+    with pytest.raises(InputError, match=r"OpenVINO cannot take the network in int8: .*nowhere") as told:
+        in_int8(["nowhere"])
+    assert "\n" not in str(told.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from edgeda.profiling.onnx_graph import onnx_complexity
 from edgeda.profiling.peaks import measure_peaks
 from edgeda.profiling.roofline import DEVICES, LABEL, Device, against, estimate, find_devices, this_machine
 from edgeda.report.profiles import check_text, estimates_text, layers_text
+from tests import tensorrt_files
 from tests.onnx_models import SMALL_MACS, small_classifier, weights, write_onnx
 from tests.workshop import Attention
 
@@ -50,6 +52,16 @@ def test_layers_of_a_quantized_graph_know_their_type(tmp_path: Path) -> None:
     conv, product = onnx_layers(write_onnx(tmp_path / "m.onnx", nodes, initializers, ["batch", 3, 8, 8]))
     assert (conv.precision, conv.params, conv.inputs) == ("int8", 8 * 27 + 8, 3 * 64)
     assert (product.name, product.precision, product.params, product.inputs) == ("block.fc", "int8", 45, 8)
+
+
+def test_weights_that_an_engine_will_quantize_are_int8(tmp_path: Path) -> None:
+    """TensorRT's int8 graphs hold them in fp32, behind QuantizeLinear."""
+    plain, quantized = (onnx_layers(tensorrt_files.write_onnx(tmp_path / "m.onnx", kind)) for kind in ("fp32", "int8"))
+    assert [layer.precision for layer in quantized] == ["int8", "int8"]
+    assert quantized == [replace(layer, precision="int8") for layer in plain]
+    orin = DEVICES["orin-nano"]
+    bounds = [estimate("m", layers, orin)["lower_bound_ms"] for layers in (plain, quantized)]
+    assert bounds[0] == pytest.approx(4 * bounds[1])
 
 
 def test_layers_of_a_network_add_up_to_its_cost_and_fvcore_counts_the_same_activations() -> None:

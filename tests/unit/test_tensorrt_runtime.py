@@ -16,7 +16,7 @@ from edgeda.errors import InputError, MachineError, MissingExtra
 from edgeda.export.engine_builder import build
 from edgeda.export.engine_source import read_source
 from edgeda.export.tensorrt import EngineOptions, _request
-from edgeda.profiling import profile_model
+from edgeda.profiling import on_device, profile_model
 from edgeda.runtime import Classifier
 from edgeda.runtime.backends import TensorRtBackend, cuda, open_backend, read_manifest
 from tests.conftest import Edgeda
@@ -34,8 +34,8 @@ class Device:
         self.driver = FakeDriver()
         monkeypatch.setattr(cuda, "load_driver", lambda: self.driver)
 
-    def install(self, version: str) -> Fake:
-        self.fake = Fake(version)
+    def install(self, version: str, dla_cores: int = 0) -> Fake:
+        self.fake = Fake(version, dla_cores)
         self._monkeypatch.setitem(sys.modules, self.fake.module.__name__, self.fake.module)
         return self.fake
 
@@ -44,9 +44,10 @@ class Device:
         version: str = "10.3.0",
         batch: tuple[int, int, int] | None = (1, 1, 4),
         fixed: int | None = None,
+        dla_cores: int = 0,
         **options: object,
     ) -> Path:
-        self.install(version)
+        self.install(version, dla_cores)
         gpu = {"name": self.driver.name, "compute_capability": "{}.{}".format(*self.driver.capability)}
         self._monkeypatch.setattr("edgeda.export.engine_builder.gpu", lambda: gpu)
         onnx = write_onnx(self.folder / "student.onnx", "int8", fixed)
@@ -205,6 +206,42 @@ def test_a_version_compatible_engine_runs_on_later_versions_of_its_major_number(
     device.install("11.1.0.106")
     with pytest.raises(InputError, match=r"was built by TensorRT 10.3.0 .* this machine has 11.1.0.106"):
         open_backend(engine)
+
+
+def test_an_engine_for_a_dla_is_loaded_onto_its_core(device: Device) -> None:
+    engine = device.engine("11.4.0.106", (4, 4, 4), dla_cores=2, dla_core=1)
+    np.testing.assert_allclose(open_backend(engine)(IMAGES[:4]), expected(IMAGES[:4], 4), rtol=1e-6)
+    assert device.fake.calls[0] == ("deserialize_cuda_engine", 1)
+    device.install("11.4.0.106", dla_cores=1)
+    with pytest.raises(MachineError, match=r"student.engine is for DLA core 1, this Orin .* has 1; build it again"):
+        open_backend(engine)
+    assert device.driver.held == {}
+    for core in (-1, True, "1"):
+        sidecar = json.loads((device.folder / "student.engine.json").read_text())
+        sidecar["engine"]["dla_core"] = core
+        (device.folder / "student.engine.json").write_text(json.dumps(sidecar))
+        with pytest.raises(InputError, match=r"engine.json does not say what built the engine: .*dla_core"):
+            open_backend(engine)
+    open_backend(device.engine())
+    assert device.fake.calls[0] == ("deserialize_cuda_engine", -1)
+
+
+def test_a_device_measures_an_engine_in_the_package_that_built_it(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = device.engine("rtx-1.7.1.116")
+    request = {"engines": None, "models": [{"label": "student", "path": engine.name}], "image": None, "streams": [1],
+               "memory": False, "end_to_end": False, "power": False, "batch_sizes": [1], "threads": 1,
+               "budget_s": 0.01}  # fmt: skip
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    (row,) = on_device.run(request, device.folder)["rows"]
+    assert (row["engine"], row["precision"]) == ("tensorrt", "int8")
+    sidecar = device.folder / "student.engine.json"
+    sidecar.write_text(sidecar.read_text().replace('"package": "tensorrt_rtx"', '"package": "json"'))
+    with pytest.raises(InputError, match="an engine built by 'json' is not one edgeda runs"):
+        on_device.run(request, device.folder)
+    sidecar.unlink()
+    assert on_device.run(request, device.folder)["missing"] == ["tensorrt"]
 
 
 def test_an_engine_of_trtexec_takes_the_manifest_of_its_onnx_file(device: Device) -> None:

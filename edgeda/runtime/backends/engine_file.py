@@ -25,6 +25,8 @@ class BuiltBy:
     """None: built ahead of time, for any GPU that TensorRT for RTX supports."""
     onnx: str
     version_compatible: bool
+    dla_core: int | None
+    """None: on the GPU alone."""
 
     @property
     def remedy(self) -> str:
@@ -58,13 +60,16 @@ def built_by(engine: Path, sidecar: Mapping[str, Any]) -> BuiltBy:
     """The part of a sidecar that says what built the engine; InputError when it is missing or damaged."""
     try:
         said = sidecar["engine"]
-        gpu = said["gpu"]
+        gpu, core = said["gpu"], said.get("dla_core")
+        if core is not None and (type(core) is not int or core < 0):
+            raise TypeError(f"dla_core is {core!r}")
         return BuiltBy(
             str(said["package"]),
             str(said["version"]),
             None if gpu is None else Gpu(str(gpu["name"]), str(gpu["compute_capability"])),
             str(said["onnx"]),
             bool(said["version_compatible"]),
+            core,
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{sidecar_path(engine)} does not say what built the engine: {error!r:.200}") from error

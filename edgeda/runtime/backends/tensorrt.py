@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from edgeda.errors import InputError, MachineError, MissingExtra, one_line, require
 from edgeda.runtime.backends.base import FileBackend, checked_threads, choose_output, read_manifest
-from edgeda.runtime.backends.cuda import Cuda
-from edgeda.runtime.backends.engine_file import built_by, check_fits, read_engine, read_sidecar
+from edgeda.runtime.backends.cuda import Cuda, Gpu
+from edgeda.runtime.backends.engine_file import BuiltBy, built_by, check_fits, read_engine, read_sidecar
 
 if TYPE_CHECKING:
     from edgeda.runtime.tensorrt_api import Context, Engine, Runtime
@@ -64,6 +64,8 @@ class TensorRtBackend(FileBackend):
             if built:
                 check_fits(path, built, trt.__version__, cuda.gpu)
             self._log, self._loaded.runtime = _runtime(trt, bool(built and built.version_compatible))
+            if built and built.dla_core is not None:
+                _choose_dla(self._loaded.runtime, path, built, built.dla_core, cuda.gpu)
             self._loaded.engine = self._loaded.runtime.deserialize_cuda_engine(content)
             if self._loaded.engine is None:
                 raise InputError(
@@ -146,22 +148,38 @@ class TensorRtBackend(FileBackend):
         return np.array(logits, np.float32)
 
 
-def engine_module(path: Path) -> Any:
-    """The package that runs an engine, as its sidecar says, imported; MissingExtra where it is not installed."""
+def engine_package(path: Path) -> str:
+    """What runs an engine, as its sidecar says: `tensorrt` or `tensorrt_rtx`; InputError for anything else."""
     sidecar = read_sidecar(path)
-    return _import(built_by(path, sidecar).package if sidecar else "tensorrt")
+    return _known(built_by(path, sidecar).package if sidecar else "tensorrt")
+
+
+def engine_module(path: Path) -> Any:
+    """The package that runs an engine, imported; MissingExtra where it is not installed."""
+    return _import(engine_package(path))
+
+
+def _known(package: str) -> str:
+    if package not in ("tensorrt", "tensorrt_rtx"):
+        raise InputError(f"an engine built by '{package}' is not one edgeda runs")
+    return package
 
 
 def _import(package: str) -> Any:
-    extra = "rtx" if package == "tensorrt_rtx" else "gpu"
-    if package not in ("tensorrt", "tensorrt_rtx"):
-        raise InputError(f"an engine built by '{package}' is not one edgeda runs")
+    extra = "rtx" if _known(package) == "tensorrt_rtx" else "gpu"
     try:
         return require(package, extra, "running a TensorRT engine")
     except MissingExtra:
         raise
     except Exception as error:  # without its libraries, or with another CUDA, it raises what it likes
         raise MachineError(f"{package} is installed but does not import: {one_line(error)}") from error
+
+
+def _choose_dla(runtime: Runtime, path: Path, built: BuiltBy, core: int, here: Gpu) -> None:
+    """The core that an engine is loaded onto: the plan does not hold it. MachineError where there is none."""
+    if core >= runtime.num_DLA_cores:  # TensorRT would ignore it
+        raise MachineError(f"{path} is for DLA core {core}, this {here} has {runtime.num_DLA_cores}; {built.remedy}")
+    runtime.DLA_core = core
 
 
 def _runtime(trt: Any, with_host_code: bool) -> tuple[Any, Runtime]:
