@@ -45,7 +45,7 @@ def _quantized(model: Any, calibration: Sequence[NDArray[Any]] | None, kept: Col
     nncf = require("nncf", "quantize", "int8 for OpenVINO")
     if calibration is None:
         raise InputError("int8 needs calibration images")
-    nncf.set_log_level(logging.CRITICAL)
+    logging.getLogger("nncf").setLevel(logging.CRITICAL)  # its set_log_level also silences handlers of others
     there = {operation.get_friendly_name() for operation in model.get_ops()}
     # with a bias, the operation is NODE/WithoutBiases, and NODE the addition behind it
     ignored = sorted(f"{node}/WithoutBiases" if f"{node}/WithoutBiases" in there else node for node in kept)

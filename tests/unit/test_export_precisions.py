@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -433,7 +434,11 @@ def test_layers_kept_out_of_int8_are_out_of_it_in_openvino(
             one.get_type_name() == "Constant" and one.get_element_type() == openvino.Type.i8 for one in operations
         )
 
+    handler = logging.NullHandler(logging.INFO)
+    logging.getLogger("nncf").addHandler(handler)
     assert in_int8([]) == len(layers)
+    assert handler.level == logging.INFO, "the application's own"
+    logging.getLogger("nncf").removeHandler(handler)
     assert in_int8([*layers[:2], layers[-1]]) == len(layers) - 3
     with pytest.raises(InputError, match=r"OpenVINO cannot take the network in int8: .*nowhere") as told:
         in_int8(["nowhere"])
