@@ -80,11 +80,15 @@ def holding(lock: Path) -> Iterator[bool]:
 
 
 def is_training(folder: Path) -> bool:
-    """Whether a process, such as an `edgeda adapt` by hand, holds a run directory."""
-    if not (folder / LOCK).is_file():
+    """Whether a process, such as an `edgeda adapt` by hand, holds a run directory. Changes nothing there."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or none that may be read: whoever writes there will hear of it
         return False
-    with holding(folder / LOCK) as free:
-        return not free
+    return False
 
 
 @contextmanager
