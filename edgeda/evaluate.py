@@ -26,6 +26,8 @@ def evaluate(model: str | None, data: str, role: str = "student") -> dict[str, A
         from edgeda.inference import predict_logits
         from edgeda.models import load_network
 
+        if not found.weights(role).is_file():
+            found.summary()  # a run that has not finished says how to go on
         network, card = load_network(found.weights(role))
         images = load_test(data, card.classes, card.preprocessing)
         logits: NDArray[np.float32] = predict_logits(network, images.squares, card.preprocessing).numpy()

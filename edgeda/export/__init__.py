@@ -25,6 +25,7 @@ from edgeda.export.drift_reference import drift_reference
 from edgeda.export.onnx import replacing
 from edgeda.export.parity import Parity, accuracy, logits_of
 from edgeda.models import load_network, parameters_m
+from edgeda.profiling.machine import compute_threads
 from edgeda.runtime.backends import read_manifest
 from edgeda.runtime.manifest import Manifest
 from edgeda.runtime.preprocessing import Pixels, network_input
@@ -97,6 +98,7 @@ def export_run(
     )
     manifest = replace(manifest, drift=drift_reference(images, torch_logits))
     reference = Reference(images, card.preprocessing, torch_logits, labels)
+    threads = threads or compute_threads()  # as profile and compare: an engine by itself takes every core
     builder = Builder(network, manifest, reference, calibration, teaching, options or Options(), threads)
     try:
         make_folder(folder)

@@ -187,3 +187,12 @@ def test_a_run_that_was_not_exported_is_no_kit_yet(command: Edgeda, run_director
     assert ran.code == 2
     assert "has no student.onnx yet; make it" in ran.error
     assert not (tmp_path / "kit").exists()
+
+
+def test_a_run_that_has_not_finished_cannot_be_evaluated(
+    command: Edgeda, run_directory: Path, folders: Folders, tmp_path: Path
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_bytes((run_directory / "recipe.yaml").read_bytes())
+    ran = command("evaluate", "run", "--data", folders.target_test)
+    assert (ran.code, "go on with: edgeda adapt --out run --resume" in ran.error) == (2, True), ran.err

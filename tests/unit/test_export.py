@@ -341,3 +341,20 @@ def test_exports_keep_neither_shapes_nor_source_texts(exported: Exported):
     written = {name for name in set(linecache.cache) - texts[0] if "eval_with_key" in name}
     assert not written
     assert len(torch.fx.graph_module._loader.eval_cache) == texts[1]
+
+
+def test_an_export_is_timed_on_as_many_threads_as_a_profile(exported: Exported, monkeypatch: pytest.MonkeyPatch):
+    """ONNX Runtime by itself knows nothing of OMP_NUM_THREADS, which profile and compare go by."""
+
+    class Found(Exception):
+        pass
+
+    def builder(*arguments: object) -> None:
+        raise Found(arguments[-1])
+
+    monkeypatch.setattr(edgeda.export, "Builder", builder)
+    for asked, given in (("1", None), ("1", 3)):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        with pytest.raises(Found) as found:
+            export_run(exported.run, exported.squares, images_from="photographs", labels=None, threads=given)
+        assert found.value.args == (given or 1,)
