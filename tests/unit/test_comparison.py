@@ -1,157 +1,27 @@
-"""Who is on the Pareto front, what a budget buys, cuts of equal latency, plots and pages that cannot be broken into."""
+"""What comparisons and reports say of a run, and plots and pages that cannot be broken into."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from edgeda.artifacts import RunDirectory, sha256
-from edgeda.errors import InputError
-from edgeda.models import Architecture, NetworkCard, build_network, save_network
+from edgeda.artifacts import RunDirectory
+from edgeda.models import Architecture, build_network
 from edgeda.report import svg
-from edgeda.report.compare import compare_runs, compare_text
 from edgeda.report.compare_rows import exported_accuracy, exported_role, facts, manifest_beside, short_names
 from edgeda.report.evidence import Evidence, confusion, domain_gap, layer_costs, pca, samples
-from edgeda.report.pareto import budget_ms, front, ship
-from edgeda.report.pruned import Cut, Pruner, parse_cuts, train_pruned
+from edgeda.report.pareto import ship
 from edgeda.report.report import timed_calls
 from edgeda.report.sections import head_section, headline
 from edgeda.report.summary import contradicted, verdict_lines
 from edgeda.report.svg import escape
-from edgeda.runtime.preprocessing import Preprocessing
-from edgeda.watching import Deaf
-
-
-def row(percent: float | None, ms: float | None, **more: object) -> dict:
-    known = {"model": "m", "engine": "torch", "target_accuracy": percent, "median_ms": ms, "p99_ms": ms, "run": "r"}
-    return known | more
-
-
-def test_the_front_is_what_nobody_beats_in_both():
-    rows = [row(80, 10), row(70, 5), row(69, 6), row(80, 20), row(None, 1), row(90, None)]
-    assert front(rows) == [True, True, False, False, False, False]
-
-
-def test_latencies_that_differ_by_the_measurement_alone_decide_nothing():
-    assert front([row(79, 1.03), row(52, 1.0)]) == [True, False]
-    assert front([row(79, 1.03), row(79, 1.0)]) == [True, True]
-    assert front([row(79, 1.2), row(52, 1.0)]) == [True, True]
-
-
-def test_a_budget_buys_the_most_accurate_that_fits_or_names_the_nearest():
-    rows = [row(80, 10), row(70, 4, p99_ms=9.0), row(60, 1.0)]
-    assert ship(rows, 12)["row"] == 0
-    bought = ship(rows, 5)
-    assert bought["row"] == 1
-    assert "p99 of 9.00 ms is over the budget" in bought["sentence"]
-    nothing = ship(rows, 0.5)
-    assert (nothing["row"], nothing["nearest"]) == (None, 2)
-    assert "none fits; the nearest is m in torch: 1.00 ms" in nothing["sentence"]
-
-
-def test_without_target_labels_the_label_free_verdict_chooses():
-    rows = [row(None, 1.0, network="teacher"), row(None, 3.0, network="student"), row(None, 4.0, network="source_only")]
-    assert ship(rows, 5, {"r": {"verdict": {"ship": "adapted"}}})["row"] == 1
-    assert ship(rows, 5, {"r": {"verdict": {"ship": "source-only"}}})["row"] == 2
-    assert "label-free" in ship(rows, 5, {"r": {"verdict": None}})["sentence"]
-
-
-def verdicts(**taken: str) -> dict[str, dict]:
-    """Of runs with two classes, where a student that is taken guesses if its run is called `guesses`."""
-    return {
-        run: {
-            "classes": ["a", "b"],
-            "verdict": {"ship": ship_},
-            "accuracy": {"student": {"source": 51.0 if run == "guesses" else 95.0}},
-        }
-        for run, ship_ in taken.items()
-    }
-
-
-def test_every_run_is_chosen_from_by_its_own_verdict():
-    rows = [row(None, 3.0, run="a", network="student"), row(None, 4.0, run="a", network="source_only"),
-            row(None, 2.0, run="b", network="student"), row(None, 2.5, run="b", network="source_only")]  # fmt: skip
-    assert ship(rows, 5, verdicts(a="adapted", b="source-only"))["row"] == 3
-    assert ship(rows, 5, verdicts(a="source-only", b="adapted"))["row"] == 2
-    assert ship(rows[:3], 5, verdicts(a="adapted", b="source-only"))["row"] == 0
-    shared = {**rows[1], "median_ms": 1.0, "also_of": ["b"]}
-    assert ship([rows[0], shared, rows[2]], 5, verdicts(a="source-only", b="adapted"))["row"] == 2, "b's is better"
-    assert ship([shared], 5, verdicts(a="source-only", b="adapted"))["row"] is None
-    assert ship([shared], 5, verdicts(a="source-only", b="source-only"))["row"] == 0
-
-
-def test_the_caution_is_of_the_run_that_is_shipped():
-    rows = [row(None, 3.0, run="learned", network="student"), row(None, 2.0, run="guesses", network="student")]
-    summaries = verdicts(learned="adapted", guesses="adapted")
-    assert "close to guessing" in ship(rows, 5, summaries)["sentence"]
-    assert "close to guessing" not in ship(rows[:1], 5, summaries)["sentence"]
-    many = {"a": {"classes": ["x"] * 10}, "b": {"classes": ["x"] * 2}}
-    assert "close to guessing" not in ship([row(50, 1.0, run="a")], 5, many)["sentence"]
-    assert "close to guessing" in ship([row(50, 1.0, run="b")], 5, many)["sentence"]
-
-
-def test_what_fits_without_a_known_accuracy_is_counted_and_how_to_know_it():
-    tested = {"r": {"target_test": "my camera"}}
-    rows = [row(81, 38.0, model="student", network="student"),
-            row(None, 3.0, model="student.onnx", network="student", file="r/exports/student.onnx")]  # fmt: skip
-    found = ship(rows, 5, tested)
-    assert (found["row"], found["nearest"], found["candidates"]) == (None, 0, [1])
-    assert found["sentence"] == (
-        "within 5 ms: 1 row fits, but its accuracy on the target is not known: student.onnx in torch: 3.00 ms "
-        "(edgeda evaluate r/exports/student.onnx --data 'my camera' tells); the nearest of known accuracy is student "
-        "in torch: 38.0 ms, 81.0 % on the target"
-    )
-    ample = ship(rows, 50, tested)
-    assert (ample["row"], ample["candidates"]) == (0, [1])
-    assert "; 1 more row fits, but its accuracy on the target is not known: student.onnx" in ample["sentence"]
-    tight = ship(rows, 1, tested)
-    assert (tight["row"], tight["nearest"], tight["candidates"]) == (None, 1, [])
-    assert tight["sentence"] == "within 1 ms: none fits; the nearest is student.onnx in torch: 3.00 ms"
-
-
-def test_candidates_of_unknown_accuracy_are_those_worth_trying():
-    rows = [
-        row(70, 30.0, network="student"), row(80, 40.0, network="teacher"),
-        row(None, 2.0, network="student", model="small"), row(None, 3.0, network="teacher", model="large"),
-        row(None, 1.0, network="pruned", trained=False), row(None, 2.0, run="unlabelled", network="source_only"),
-        row(None, 4.0, run="unlabelled", network="student"),
-    ]  # fmt: skip
-    found = ship(rows, 5, verdicts(unlabelled="adapted"))
-    assert found["candidates"] == [3, 2, 6], (
-        "the better networks first; what a verdict refuses, or is no network, never"
-    )
-    assert (
-        "3 rows fit, but their accuracy on the target is not known: the first to try is large in" in found["sentence"]
-    )
-    assert "(edgeda evaluate r --role teacher --data D tells)" in found["sentence"]
-
-
-@pytest.mark.parametrize(("text", "ms"), [("5ms", 5), ("0.5 s", 500), ("800us", 0.8)])
-def test_budgets_have_a_unit(text: str, ms: float):
-    assert budget_ms(text) == pytest.approx(ms)
-
-
-@pytest.mark.parametrize("text", ["5", "0ms", "-1ms", "1.2.3ms", "", "fast"])
-def test_a_budget_that_makes_no_sense(text: str):
-    with pytest.raises(InputError, match="--budget"):
-        budget_ms(text)
-
-
-@pytest.mark.parametrize("text", ["", "45", "0,0.5", "a", "nan"])
-def test_cuts_that_make_no_sense(text: str):
-    with pytest.raises(InputError, match="--pruned"):
-        parse_cuts(text)
-    assert parse_cuts("0.12, 0.45") == (0.12, 0.45)
+from tests.unit.test_budget import row
 
 
 def summary(student: float | None, source_only: float | None, ship_: str) -> dict:
@@ -242,111 +112,6 @@ def test_runs_have_the_shortest_names_that_tell_them_apart(tmp_path: Path):
 
 
 # pruned teachers
-
-
-@pytest.fixture(scope="module")
-def pruned_run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A ResNet-18 teacher and a smaller student, untrained."""
-    path = tmp_path_factory.mktemp("pruned") / "run"
-    path.mkdir()
-    unknown = {"target": {"last": None, "selected": None, "oracle": None}, "source": 50.0}
-    (path / "summary.json").write_text(json.dumps({"method": "kd-uda", "accuracy": dict.fromkeys(
-        ("student", "teacher", "source_only"), unknown)}))  # fmt: skip
-    for role, backbone in (("teacher", "resnet18"), ("student", "resnet10t"), ("source_only", "resnet10t")):
-        torch.manual_seed(0)
-        network, _ = build_network(Architecture(backbone, 3))
-        card = NetworkCard(network.architecture, ("<b>a</b>", "b", "c"), Preprocessing(32), role)
-        save_network(path / f"{role}.safetensors", network.state_dict(), card)
-    return RunDirectory(path)
-
-
-def test_the_cut_of_equal_latency_is_found_by_measuring(pruned_run: RunDirectory):
-    pruner = Pruner(pruned_run)
-    pruner.most = lambda: 0.9  # type: ignore[method-assign]
-    asked: list[float] = []
-
-    def milliseconds(share: float) -> float:
-        asked.append(share)
-        return 10 * (1 - share)
-
-    cut, said = pruner.equal_latency(4.0, milliseconds)
-    assert cut is not None
-    assert cut.share == pytest.approx(0.6, abs=0.02)
-    assert len(asked) <= 9
-    assert "4" in said
-    none, said = pruner.equal_latency(0.5, milliseconds)
-    assert none is None
-    assert "no cut makes the teacher as fast" in said
-    assert pruner.equal_latency(20.0, milliseconds) == (
-        None,
-        "the teacher is as fast as the student here without pruning",
-    )
-
-
-def test_pruned_teachers_are_rows_of_cost_without_accuracy(pruned_run: RunDirectory):
-    compared = compare_runs([pruned_run], pruned=(0.45,), budget_ms=1e6, seconds=0.005, threads=1)
-    rows = [found for found in compared["rows"] if found["role"] == "pruned"]
-    teacher = next(found for found in compared["rows"] if found["role"] == "teacher")
-    assert rows[0]["gmacs"] == pytest.approx(0.55 * teacher["gmacs"], rel=0.02)
-    assert all(found["target_accuracy"] is None and not found["front"] and not found["trained"] for found in rows)
-    assert all("not trained" in found["model"] for found in rows)
-    assert "equal latency in torch: " in compare_text(compared)
-    assert "label-free verdict" in compared["ship"]["sentence"]
-    json.dumps(compared, allow_nan=False)
-
-
-@pytest.fixture
-def beside(pruned_run: RunDirectory) -> Iterator[Path]:
-    """The folder of its teacher trained with 45 % less, empty."""
-    folder = pruned_run.path.with_name("run-pruned-450")
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
-
-
-def test_a_trained_version_is_taken_if_it_began_from_the_teacher_of_now(
-    pruned_run: RunDirectory, beside: Path, caplog: pytest.LogCaptureFixture
-):
-    pruner, written = Pruner(pruned_run), beside / "summary.json"
-    now = f"the run run (teacher.safetensors, sha256 {sha256(pruned_run.weights('teacher'))[:12]})"
-    written.write_text(json.dumps({"weights_from": {"student": now}}))
-    os.utime(written, (0, 0))
-    assert pruner.trained(0.45) == RunDirectory(beside), "whatever its age, as after a copy"
-    assert caplog.text == ""
-    for origin in ("the run run (teacher.safetensors, sha256 0123456789ab)", "from scratch"):
-        written.write_text(json.dumps({"weights_from": {"student": origin}}))
-        caplog.clear()
-        assert pruner.trained(0.45) is None
-        assert len(caplog.records) == 1
-        assert str(beside) in caplog.text
-        assert "--train-pruned" in caplog.text
-
-
-def test_a_trained_version_that_does_not_tell_what_it_began_from_must_be_younger_than_the_teacher(
-    pruned_run: RunDirectory, beside: Path
-):
-    pruner, written = Pruner(pruned_run), beside / "summary.json"
-    written.write_text("{}")
-    made = pruned_run.weights("teacher").stat().st_mtime
-    os.utime(written, (made + 5, made + 5))
-    assert pruner.trained(0.45) == RunDirectory(beside)
-    os.utime(written, (made - 5, made - 5))
-    assert pruner.trained(0.45) is None
-
-
-@pytest.mark.parametrize("recipe", ["method: kd-uda", "method: tcp\nprune: {run: runs/other, role: teacher}",
-                                    "method: tcp\nprune: {run: runs/run, role: student}"])  # fmt: skip
-def test_another_run_in_the_place_of_a_trained_version_is_not_replaced(
-    pruned_run: RunDirectory, beside: Path, recipe: str
-):
-    (beside / "recipe.yaml").write_text(f"data: {{source: lab, target: camera}}\n{recipe}\n")
-    (beside / "summary.json").write_text(json.dumps({"weights_from": {"student": "from scratch"}}))
-    with pytest.raises(InputError, match="run-pruned-450 is another run"):
-        train_pruned(Pruner(pruned_run), Cut(0.45, ""), Deaf())
-    assert sorted(path.name for path in beside.iterdir()) == ["recipe.yaml", "summary.json"]
-
-
-# plots
 
 
 def parsed(drawing: str) -> ElementTree.Element:
